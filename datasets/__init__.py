@@ -1,0 +1,1 @@
+"""From image folders to records, network inputs, masks and cached features."""

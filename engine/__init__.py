@@ -1,0 +1,1 @@
+"""Training, evaluation and checkpoints of any detector that is handed in."""

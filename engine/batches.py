@@ -1,0 +1,41 @@
+"""Batches of images or cached features, read one ahead in the background."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+Read = Callable[[np.ndarray], list[np.ndarray]]  # indices (B,) -> arrays with B rows
+
+
+def shuffled(
+    count: int, batch_size: int, *, drop_last: bool, seed: int, epoch: int
+) -> list[np.ndarray]:
+    """Return the batches of one epoch: a function of seed and epoch alone, so runs can resume."""
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    batches = _cut(order, batch_size)
+    if drop_last and len(batches) > 1 and len(batches[-1]) < batch_size:
+        batches.pop()
+    return batches
+
+
+def in_order(count: int, batch_size: int) -> list[np.ndarray]:
+    """Return the batches that cover everything once, in order."""
+    return _cut(np.arange(count), batch_size)
+
+
+def read_ahead(batches: list[np.ndarray], read: Read) -> Iterator[list[np.ndarray]]:
+    """Yield `read(batch)` for every batch while a thread reads the next one."""
+    if not batches:
+        return
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(read, batches[0])
+        for following in batches[1:]:
+            ready = pending.result()
+            pending = pool.submit(read, following)
+            yield ready
+        yield pending.result()
+
+
+def _cut(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]

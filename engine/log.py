@@ -1,0 +1,50 @@
+"""The log of a run: console and file lines, one JSON object per event, curves when asked for."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from utils.errors import UserError
+
+
+class RunLog:
+    """Write `train.log` and `log.jsonl` in the folder of a run, both appended to on resume."""
+
+    def __init__(self, folder: Path, curves: bool = False) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._text = (folder / "train.log").open("a", encoding="utf-8", buffering=1)
+        self._events = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
+        self._curves = _visualdl_writer(folder / "vdl") if curves else None
+
+    def say(self, message: str) -> None:
+        """Print a line above the progress bar and append it to `train.log`."""
+        tqdm.write(message)
+        self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+
+    def event(self, kind: str, step: int, **values: Any) -> None:
+        """Append one JSON line; draw its numbers over `step` when curves are on."""
+        self._events.write(json.dumps({"event": kind, "step": step, **values}) + "\n")
+        if self._curves is not None:
+            for name, value in values.items():
+                if isinstance(value, int | float):
+                    self._curves.add_scalar(f"{kind}/{name}", value, step)
+
+    def close(self) -> None:
+        """Close the files."""
+        self._text.close()
+        self._events.close()
+        if self._curves is not None:
+            self._curves.close()
+
+
+def _visualdl_writer(folder: Path) -> Any:
+    try:
+        from visualdl import LogWriter
+    except ImportError:
+        raise UserError(
+            "--use_vdl: VisualDL is not installed; pip install -r requirements-visualdl.txt"
+        ) from None
+    return LogWriter(logdir=str(folder))

@@ -1,0 +1,219 @@
+"""Runs on disk and the data they read, wired to detectors: what the scripts share.
+
+The one module of this package that knows `models` and `datasets`; only scripts import it.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import paddle
+from tqdm import tqdm
+
+from datasets.feature_cache import FeatureCache, cache_key
+from datasets.folder import UNKNOWN, Record
+from datasets.transforms import load_inputs, load_mask
+from engine import checkpoint
+from engine.batches import Read, in_order, read_ahead
+from engine.checkpoint import Checkpoint
+from engine.evaluator import Calibration, ReadMask, calibrate, evaluate_set
+from engine.trainer import Select, Source
+from metrics.suite import Metrics
+from models import build_detector
+from models.backbones.weights import load_weights
+from models.detector import Detector
+from utils.config import Config
+from utils.errors import UserError
+
+RESULTS = Path("results")
+
+
+def run_folder(exp_dir: str, category: str = "") -> Path:
+    """Return the folder of a run: `exp_dir` as it is if it has a slash, else below results/."""
+    base = Path(exp_dir) if re.search(r"[/\\]", exp_dir) else RESULTS / exp_dir
+    return base / category
+
+
+def next_exp_dir(batch_size: int) -> str:
+    """Return a free name below results/: exp_<batch>_<number of runs> (FastFlow-Paddle's)."""
+    number = sum(path.is_dir() for path in RESULTS.glob("*"))
+    while (RESULTS / f"exp_{batch_size}_{number}").exists():
+        number += 1
+    return f"exp_{batch_size}_{number}"
+
+
+def trained_categories(exp_dir: str) -> list[str]:
+    """Return the categories of an experiment that have a checkpoint, by name."""
+    found = run_folder(exp_dir).glob(f"*/last/{checkpoint.META}")
+    return sorted(path.parent.parent.name for path in found)
+
+
+def new_detector(config: Config, *, allow_random: bool) -> tuple[Detector, dict[str, Any]]:
+    """Build an untrained detector with backbone weights; return it and where those came from."""
+    detector = build_detector(dataclasses.asdict(config.model), config.train.seed)
+    info = load_weights(
+        detector.backbone,
+        Path(config.model.weights) if config.model.weights else None,
+        allow_random=allow_random,
+        seed=config.train.seed,
+    )
+    return detector, dataclasses.asdict(info)
+
+
+def open_detector(
+    exp_dir: str, category: str, *, last: bool
+) -> tuple[Checkpoint, Detector, Calibration | None]:
+    """Load a trained detector: its checkpoint, the network, and thresholds if they are fitted."""
+    found = checkpoint.open_run(run_folder(exp_dir, category), "last" if last else "best")
+    trained_on = found.meta["backbone"]
+    detector, info = new_detector(found.config, allow_random=trained_on["origin"] == "random")
+    if info["sha256"] != trained_on["sha256"]:
+        raise UserError(
+            f"{found.folder}: trained on backbone weights {trained_on['sha256'][:12]} "
+            f"({trained_on['source']}), but {info['source']} is {info['sha256'][:12]}; "
+            "put the former back or train again"
+        )
+    found.load_head(detector)
+    detector.eval()
+    stored = found.meta.get("calibration")
+    return found, detector, Calibration.from_dict(stored) if stored else None
+
+
+def image_reader(records: Sequence[Record], config: Config) -> Read:
+    """Return a function from indices (B,) to [images (B, 3, H, W) in [0, 1]]."""
+
+    def read(indices: np.ndarray) -> list[np.ndarray]:
+        chosen = [records[i] for i in indices]
+        data = config.data
+        return [load_inputs(chosen, config.model.input_size, data.resize, max(data.workers, 1))]
+
+    return read
+
+
+def mask_reader(records: Sequence[Record], config: Config) -> ReadMask:
+    """Return a function from an index to its mask at evaluation size; None if it is not known."""
+    sizes = {"input": config.model.input_size, "256": (256, 256), "original": None}
+    size = sizes[config.eval.size]
+
+    def read(index: int) -> np.ndarray | None:
+        record = records[index]
+        return load_mask(record, size) if record.has_truth else None
+
+    return read
+
+
+def calibrate_checkpoint(
+    folder: Path, detector: Detector, holdout: Sequence[Record]
+) -> Calibration:
+    """Fit thresholds on held-out normals for the checkpoint in `folder`, and store them there."""
+    found = checkpoint.open_run(folder.parent, folder.name)
+    found.load_head(detector)
+    settings = found.config.eval
+    calibration = calibrate(
+        detector, image_reader(holdout, found.config), len(holdout), settings.batch_size,
+        settings.image_threshold, settings.pixel_threshold,
+    )  # fmt: skip
+    checkpoint.update_meta(found, calibration=calibration.to_dict())
+    return calibration
+
+
+def evaluate_records(
+    detector: Detector,
+    records: Sequence[Record],
+    config: Config,
+    calibration: Calibration | None,
+    *,
+    allow_missing_masks: bool = False,
+) -> tuple[Metrics, np.ndarray]:
+    """Return metrics and scores (N,) of labelled test images; `UserError` if there are none."""
+    if not records:
+        raise UserError("no labelled test images: put them into test/good and test/<defect>")
+    return evaluate_set(
+        detector, image_reader(records, config), [r.label for r in records],
+        mask_reader(records, config), [str(r.path) for r in records],
+        batch_size=config.eval.batch_size, calibration=calibration,
+        allow_missing_masks=allow_missing_masks,
+    )  # fmt: skip
+
+
+def test_selector(detector: Detector, records: Sequence[Record], config: Config) -> Select | None:
+    """Return FastFlow-Paddle's selection by test metrics, or None when `best` follows hold-out.
+
+    The mean of both AUROCs rounded to three decimals decides, then pixel AUROC: optimistic.
+    """
+    if config.train.select_on == "holdout":
+        return None
+
+    def select(epoch: int) -> list[float] | None:
+        if epoch % config.train.test_epochs and epoch != config.train.epochs:
+            return None
+        values = evaluate_records(detector, labelled(records), config, None)[0].values
+        image, pixel = round(values["image_auroc"], 3), round(values["pixel_auroc"], 3)
+        if math.isnan(image):
+            raise UserError("--select-on test needs normal and defective images in test/")
+        return [image] if math.isnan(pixel) else [0.5 * image + 0.5 * pixel, pixel]
+
+    return select
+
+
+def labelled(records: Sequence[Record]) -> list[Record]:
+    """Return the records whose label is known."""
+    return [record for record in records if record.label != UNKNOWN]
+
+
+def data_digest(records: Sequence[Record], config: Config, weight_hash: str) -> str:
+    """Return a key of everything that the frozen features of these images depend on."""
+    model = config.model
+    return cache_key(
+        [record.path for record in records], model.input_size, config.data.resize,
+        model.backbone, model.strides, weight_hash,
+    )  # fmt: skip
+
+
+def feature_sources(
+    detector: Detector, parts: Sequence[Sequence[Record]], config: Config, key: str
+) -> list[Source]:
+    """Return a source of features for each part of the training images.
+
+    With `data.cache`, the features of all parts are extracted once and kept under `key`.
+    """
+    if not config.data.cache:
+        return [Source(len(part), image_reader(part, config), _extract(detector)) for part in parts]
+    records = [record for part in parts for record in part]
+    cache = _open_cache(detector, records, config, key)
+    starts = np.cumsum([0, *(len(part) for part in parts)])
+    return [
+        Source(len(part), _shifted(cache, start), list)
+        for part, start in zip(parts, starts, strict=False)
+    ]
+
+
+def _extract(detector: Detector):
+    return lambda arrays: detector.features(arrays[0])
+
+
+def _shifted(cache: FeatureCache, start: int) -> Read:
+    return lambda indices: cache[indices + start]
+
+
+def _open_cache(
+    detector: Detector, records: Sequence[Record], config: Config, key: str
+) -> FeatureCache:
+    folder = Path(config.data.cache_dir)
+    cache = FeatureCache.open(folder, key)
+    if cache is not None:
+        return cache
+    batches = in_order(len(records), min(config.train.batch_size, 8))
+
+    def features():
+        images = read_ahead(batches, image_reader(records, config))
+        for (batch,) in tqdm(images, "extract features", len(batches), disable=None):
+            with paddle.no_grad():
+                maps = detector.features(paddle.to_tensor(batch))
+            yield [level.numpy() for level in maps]
+
+    return FeatureCache.build(folder, key, len(records), features())

@@ -1,0 +1,124 @@
+"""Evaluate trained detectors on labelled test images."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from utils import cli, runtime
+from utils.errors import UserError
+from utils.files import atomic_write_text
+
+
+def parse(argv: Sequence[str] | None):
+    """Read the command line."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument(
+        "-cfg", "--config", help="accepted for compatibility; a run knows its own configuration"
+    )
+    parser.add_argument("-cat", "--category", default="bottle", help="a category, or all")
+    parser.add_argument("--exp_dir", default="exp", help="name below results/, or a path")
+    parser.add_argument("--data", help="folder of the categories; default: as in training")
+    cli.add_flag(parser, "--is_last", "take the last checkpoint instead of the best")
+    parser.add_argument("--eval-size", choices=("input", "256", "original"))
+    cli.add_flag(
+        parser, "--allow-missing-masks", "leave images without a mask out of pixel metrics"
+    )
+    parser.add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
+    parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
+    parser.add_argument("-o", action="append", default=[], metavar="section.key=value")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None) -> int:
+    """Evaluate one category or all, print tables, write results.json."""
+    args = parse(argv)
+    runtime.prepare()
+    from engine import session
+    from utils.report import console_table, markdown_table, seed_style_lines
+
+    runtime.use_device(args.device)
+    names = session.trained_categories(args.exp_dir) if args.category == "all" else [args.category]
+    if not names:
+        raise UserError(
+            f"{session.run_folder(args.exp_dir)}: no trained category here; train first"
+        )
+    rows = []
+    for name in names:
+        rows.append(evaluate_category(name, args))
+        metrics = rows[-1]["metrics"]
+        print(
+            f"EVAL:  image-auc : {_text(metrics['image_auroc'])} "
+            f"pixel-auc:{_text(metrics['pixel_auroc'])}"
+        )
+    print(seed_style_lines(rows))
+    print(console_table(rows))
+    document = json.dumps({"rows": rows}, indent=1, ensure_ascii=False) + "\n"
+    category = names[0] if args.category != "all" else ""
+    path = session.run_folder(args.exp_dir, category) / "results.json"
+    atomic_write_text(path, document)
+    print(f"results in {path}")
+    if args.markdown:
+        atomic_write_text(Path(args.markdown), markdown_table(rows))
+    return 0
+
+
+def evaluate_category(name: str, args) -> dict[str, Any]:
+    """Return the result row of one category."""
+    from datasets.folder import find_category
+    from engine import session
+    from metrics.threshold import is_defective
+    from utils.config import override
+
+    flags = {"data.root": args.data, "eval.size": args.eval_size}
+    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    found, detector, calibration = session.open_detector(args.exp_dir, name, last=args.is_last)
+    config = override(found.config, [*args.o, *given])
+    category = find_category(Path(config.data.root), name)
+    records = session.labelled(category.test)
+    metrics, scores = session.evaluate_records(
+        detector, records, config, calibration, allow_missing_masks=args.allow_missing_masks
+    )
+    for warning in metrics.warnings:
+        print(f"warning: {name}: {warning}")
+    cut = calibration.image if calibration else None
+    return {
+        "category": name,
+        "settings": _settings(found, config, calibration, last=args.is_last),
+        "metrics": {k: None if math.isnan(v) else v for k, v in metrics.values.items()},
+        "reasons": metrics.reasons,
+        "images": [
+            {
+                "path": str(record.path), "defect": record.defect, "label": record.label,
+                "score": float(score), "defective": is_defective(float(score), cut) if cut else None,
+            }
+            for record, score in zip(records, scores, strict=True)
+        ],
+    }  # fmt: skip
+
+
+def _settings(found, config, calibration, *, last: bool) -> dict[str, Any]:
+    meta, model = found.meta, config.model
+    rule = "best on test" if config.train.select_on == "test" else "best on hold-out"
+    return {
+        "preset": meta["preset"],
+        "backbone": f"{model.backbone} ({meta['backbone']['origin']}, "
+        f"sha256 {meta['backbone']['sha256'][:12]})",
+        "input": "×".join(map(str, model.input_size)),
+        "eval size": config.eval.size,
+        "checkpoint": "last" if last else rule,
+        "epoch": meta["progress"]["epoch"],
+        "image threshold": calibration.image.policy if calibration else "none",
+        "pixel threshold": calibration.pixel.policy if calibration else "none",
+        "seed": config.train.seed,
+        "runs": 1,
+    }
+
+
+def _text(value: float | None) -> str:
+    return "n/a" if value is None else f"{value:.6f}"
+
+
+if __name__ == "__main__":
+    cli.run(main)

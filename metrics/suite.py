@@ -1,0 +1,185 @@
+"""All metrics of one test set in one call, with the reason wherever one is undefined."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from metrics.aupro import RegionPixels, aupro_of_ranking, region_pixels
+from metrics.iou import iou_of_counts, miou_of_counts, overlap_at_threshold, pixel_counts
+from metrics.pixels import Maps, Masks, check_maps, sorted_background
+from metrics.roc import checked, f1_of_counts, rank, rank_labelled
+from metrics.threshold import Threshold, is_defective
+from utils.errors import UserError
+
+Results = dict[str, float | str]  # by metric: its value, or the reason why it is undefined
+
+_RANKED = ("auroc", "ap", "f1_max")
+_VERDICTS = ("image_tp", "image_fp", "image_tn", "image_fn", "image_f1")
+_RATES = ("false_alarm_rate", "miss_rate")
+_PIXEL_CUT = ("pixel_f1", "iou", "miou", "pro")
+_NO_DEFECTIVE = "test set has no defective images"
+_NO_NORMAL = "test set has no normal images"
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Hold every metric by name (nan where undefined), why it is nan, and what to warn about."""
+
+    values: dict[str, float]
+    reasons: dict[str, str]
+    warnings: list[str]
+
+
+def evaluate(
+    image_scores: ArrayLike,
+    image_labels: ArrayLike,
+    maps: Maps | None = None,
+    masks: Masks | None = None,
+    image_threshold: Threshold | float | None = None,
+    pixel_threshold: Threshold | float | None = None,
+    aupro_limits: Sequence[float] = (0.3, 0.05),
+    names: Sequence[str] | None = None,
+    allow_missing_masks: bool = False,
+) -> Metrics:
+    """Compute every metric of N images; the keys are the same whatever is undefined.
+
+    image_scores, image_labels: (N,), label 1 = defective. maps, masks: N of (H, W), defective where
+    mask > 0; a mask is None for a normal image, or where it is missing. names: N, for messages.
+    A defective image without a mask leaves the pixel metrics undefined, or is left out of them
+    with `allow_missing_masks`. UserError: lengths, shapes, labels other than 0 and 1, NaN.
+    """
+    names = [f"image {i}" for i in range(np.size(image_scores))] if names is None else names
+    _check_scores(np.ravel(image_scores), names)
+    scores, defective = checked(image_scores, image_labels)
+    results = _image_ranking(scores, defective) | _verdicts(scores, defective, image_threshold)
+    if maps is None:
+        return _split(results | _undefined_pixels("no anomaly maps", aupro_limits), [])
+    if len(maps) != scores.size:
+        raise UserError(f"{scores.size} image scores but {len(maps)} anomaly maps: give one each")
+    masks = [None] * scores.size if masks is None else masks
+    check_maps(maps, masks, names)
+    warnings = _doubtful_masks(masks, defective, names)
+    missing = [i for i in np.flatnonzero(defective).tolist() if masks[i] is None]
+    if missing and not allow_missing_masks:
+        reason = f"no ground-truth mask for {_listed(missing, names)}"
+        return _split(results | _undefined_pixels(reason, aupro_limits), warnings)
+    if missing:
+        warnings.append(f"pixel metrics leave out {_listed(missing, names)}: no ground-truth mask")
+        kept = [i for i in range(scores.size) if i not in set(missing)]
+        maps, masks = [maps[i] for i in kept], [masks[i] for i in kept]
+    results |= _pixels(maps, masks, pixel_threshold, aupro_limits, bool(defective.any()))
+    return _split(results, warnings)
+
+
+def _check_scores(scores: NDArray, names: Sequence[str]) -> None:
+    if scores.size != len(names):
+        raise UserError(f"{scores.size} image scores but {len(names)} names: give one each")
+    broken = np.flatnonzero(~np.isfinite(scores)).tolist()
+    if broken:
+        raise UserError(
+            f"score of {_listed(broken, names)} is NaN or infinite; "
+            "a sound model gives finite numbers, so check the weights and the input"
+        )
+
+
+def _image_ranking(scores: NDArray, defective: NDArray[np.bool_]) -> Results:
+    if not defective.any():
+        return {f"image_{name}": _NO_DEFECTIVE for name in _RANKED}
+    ranking = rank_labelled(scores, defective)
+    return {
+        "image_auroc": _NO_NORMAL if defective.all() else ranking.auroc(),
+        "image_ap": ranking.average_precision(),
+        "image_f1_max": ranking.f1_max()[0],
+    }
+
+
+def _verdicts(
+    scores: NDArray, defective: NDArray[np.bool_], threshold: Threshold | float | None
+) -> Results:
+    if threshold is None:
+        return dict.fromkeys((*_VERDICTS, *_RATES), "no image threshold")
+    found = is_defective(scores, threshold)
+    tp, fp = int((found & defective).sum()), int((found & ~defective).sum())
+    bad = int(defective.sum())
+    good = defective.size - bad
+    counts: Results = {"image_tp": tp, "image_fp": fp, "image_tn": good - fp, "image_fn": bad - tp}
+    return counts | {
+        "image_f1": float(f1_of_counts(tp, fp, bad - tp)) if bad else _NO_DEFECTIVE,
+        "false_alarm_rate": fp / good if good else _NO_NORMAL,
+        "miss_rate": (bad - tp) / bad if bad else _NO_DEFECTIVE,
+    }
+
+
+def _pixels(
+    maps: Maps,
+    masks: Masks,
+    threshold: Threshold | float | None,
+    limits: Sequence[float],
+    any_defective: bool,
+) -> Results:
+    inside = region_pixels(maps, masks)
+    results = _pixel_ranking(maps, masks, inside, limits)
+    if threshold is None:
+        results |= dict.fromkeys(_PIXEL_CUT, "no pixel threshold")
+    else:
+        counts = pixel_counts(maps, masks, threshold)
+        results |= {
+            "pixel_f1": float(f1_of_counts(*(c.sum() for c in counts))),
+            "iou": iou_of_counts(counts),
+            "miou": miou_of_counts(counts) if len(maps) else "no image has a ground-truth mask",
+            "pro": overlap_at_threshold(inside, threshold),
+        }
+    if not inside.regions:  # only mIoU can do without
+        reason = "masks mark no defective pixels" if any_defective else _NO_DEFECTIVE
+        results |= {key: reason for key in results if key != "miou"}
+    return results
+
+
+def _pixel_ranking(
+    maps: Maps, masks: Masks, inside: RegionPixels, limits: Sequence[float]
+) -> Results:
+    ranking = rank(inside.scores, sorted_background(maps, masks))
+    areas = aupro_of_ranking(ranking, inside.weights, limits)
+    none = None if ranking.negatives else "masks leave no normal pixels"
+    return {
+        "pixel_auroc": none or ranking.auroc(),
+        "pixel_ap": ranking.average_precision(),
+        "pixel_f1_max": ranking.f1_max()[0],
+        **{f"aupro_{limit:g}": none or area for limit, area in areas.items()},
+    }
+
+
+def _undefined_pixels(reason: str, limits: Sequence[float]) -> Results:
+    ranked = [f"pixel_{name}" for name in _RANKED] + [f"aupro_{limit:g}" for limit in limits]
+    return dict.fromkeys((*ranked, *_PIXEL_CUT), reason)
+
+
+def _doubtful_masks(masks: Masks, defective: NDArray[np.bool_], names: Sequence[str]) -> list[str]:
+    marked = [mask is not None and bool((mask > 0).any()) for mask in masks]
+    empty = [
+        i for i in np.flatnonzero(defective).tolist() if masks[i] is not None and not marked[i]
+    ]
+    wrong = [i for i in np.flatnonzero(~defective).tolist() if marked[i]]
+    warnings = []
+    if empty:
+        warnings.append(f"empty mask, so no region, for {_listed(empty, names)}")
+    if wrong:
+        warnings.append(f"masks mark defects, though labelled normal, for {_listed(wrong, names)}")
+    return warnings
+
+
+def _listed(indices: Sequence[int], names: Sequence[str], most: int = 5) -> str:
+    shown = ", ".join(str(names[i]) for i in indices[:most])
+    more = f" and {len(indices) - most} more" if len(indices) > most else ""
+    return f"{len(indices)} image{'s' * (len(indices) > 1)} ({shown}{more})"
+
+
+def _split(results: Results, warnings: list[str]) -> Metrics:
+    reasons = {name: value for name, value in results.items() if isinstance(value, str)}
+    values = {
+        name: float("nan") if isinstance(value, str) else float(value)
+        for name, value in results.items()
+    }
+    return Metrics(values, reasons, warnings)

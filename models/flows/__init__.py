@@ -1,0 +1,1 @@
+"""Normalizing flows; this folder needs nothing but Paddle and NumPy and can be copied out."""

@@ -1,0 +1,167 @@
+"""Invertible layers: clamps, feature norms, global affine with permutation, coupling steps."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from . import ops
+from .subnets import parameter
+
+Subnet = Callable[[int, int], nn.Layer]  # (channels in, channels out) -> network
+
+# FrEIA before August 2023 clamps with α·tanh(a); later versions with α·tanh(a/α); 0.636 ≈ 2/π.
+CLAMPS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "tanh": lambda a, alpha: alpha * paddle.tanh(a),
+    "tanh_scaled": lambda a, alpha: alpha * paddle.tanh(a / alpha),
+    "atan": lambda a, alpha: (alpha * 0.636) * paddle.atan(a / alpha),
+}
+COUPLINGS = ("one_sided", "two_sided")
+GLOBAL_SCALES = ("softplus", "raw")
+NORMS = ("layer", "batch", "none")
+_SCALE_FLOOR = 1e-6  # a raw scale may reach 0, whose logarithm would poison the optimiser
+
+
+class FeatureLayerNorm(nn.Layer):
+    """Normalise (B, C, H, W) over C, H and W of each image, with an affine map per element.
+
+    Written out in stages: Paddle's sum over several axes loses digits, and its fused kernel
+    does not run on every inference engine.
+    """
+
+    def __init__(self, channels: int, size: tuple[int, int], epsilon: float = 1e-5) -> None:
+        super().__init__()
+        shape = (channels, *size)
+        self.weight = parameter(self, np.ones(shape))
+        self.bias = parameter(self, np.zeros(shape))
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> Tensor:
+        centred = x - _mean_per_image(x)
+        variance = _mean_per_image(centred * centred)
+        return centred * paddle.rsqrt(variance + self.epsilon) * self.weight + self.bias
+
+
+def _mean_per_image(x: Tensor) -> Tensor:
+    return x.mean(3, keepdim=True).mean(2, keepdim=True).mean(1, keepdim=True)  # (B, 1, 1, 1)
+
+
+def feature_norm(kind: str, channels: int, size: tuple[int, int], momentum: float) -> nn.Layer:
+    """Build the norm between backbone and flow; `momentum` is BatchNorm's retention factor."""
+    if kind == "layer":
+        return FeatureLayerNorm(channels, size)
+    if kind == "batch":
+        return nn.BatchNorm2D(channels, momentum=momentum, epsilon=1e-5)
+    return nn.Identity()
+
+
+class GlobalAffine(nn.Layer):
+    """Scale and shift every channel, then permute: y_i = u_π(i) · g_π(i) + o_π(i).
+
+    `softplus`: g = 0.1·softplus(G, β=0.5) = 0.2·ln(1 + exp(G/2)), G starts where g = 1.
+    `raw`: g is the parameter itself, starting at 1 (FastFlow-Paddle).
+    """
+
+    def __init__(self, permutation: np.ndarray, form: str) -> None:
+        super().__init__()
+        channels = len(permutation)
+        start = 2.0 * math.log(math.exp(5.0) - 1.0) if form == "softplus" else 1.0  # 9.98647850
+        self.form = form
+        self.scale = parameter(self, np.full(channels, start))
+        self.offset = parameter(self, np.zeros(channels))
+        index = paddle.to_tensor(permutation.astype(np.int64))
+        self.register_buffer("permutation", index)
+        self._folded: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def gain(self) -> Tensor:
+        """Return g, shape (C,)."""
+        if self.form == "raw":
+            return self.scale
+        return 0.2 * F.softplus(self.scale * 0.5)  # softplus_0.5(G) = 2·ln(1 + exp(G/2)), × 0.1
+
+    def terms(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the matrix (C, C) and bias (C,) of the whole layer, and Σ ln|g| as a scalar."""
+        if self._folded is not None:
+            return self._folded
+        gain = self.gain()
+        one_hot = F.one_hot(self.permutation, gain.shape[0]).astype(gain.dtype)  # [i, π(i)] = 1
+        bias = paddle.gather(self.offset, self.permutation)
+        log_gain = paddle.log(paddle.clip(gain.abs(), min=_SCALE_FLOOR))
+        return one_hot * gain, bias, log_gain.sum()
+
+    def fold(self) -> None:
+        """Replace the parameters by constants, for export; training afterwards has no effect."""
+        with paddle.no_grad():
+            matrix, bias, log_det = (term.detach() for term in self.terms())
+        self.register_buffer("folded_matrix", matrix, persistable=False)
+        self.register_buffer("folded_bias", bias, persistable=False)
+        self.register_buffer("folded_log_det", log_det, persistable=False)
+        self._folded = (self.folded_matrix, self.folded_bias, self.folded_log_det)
+
+    def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        matrix, bias, log_det = self.terms()
+        return ops.mix(u, matrix, bias), log_det
+
+    def inverse(self, y: Tensor) -> Tensor:
+        back = paddle.argsort(self.permutation)
+        v = paddle.index_select(y, back, axis=ops.channel_axis())
+        return (v - ops.per_channel(self.offset)) / ops.per_channel(self.gain())
+
+
+class CouplingStep(nn.Layer):
+    """Transform one part of the channels by a network of the other, then scale, shift, permute.
+
+    One-sided (FrEIA's all-in-one block): x2 ← x2·exp(s) + t with (s, t) from x1.
+    Two-sided (FastFlow-Paddle): the same, then x1 ← x1·exp(s') + t' with (s', t') from the new x2.
+    Network outputs are damped by 0.1, and s = clamp(·). Tensors are in the flow's layout.
+    """
+
+    def __init__(
+        self,
+        permutation: np.ndarray,
+        subnet: Subnet,
+        *,
+        coupling: str,
+        clamp: str,
+        alpha: float,
+        global_scale: str,
+    ) -> None:
+        super().__init__()
+        channels = len(permutation)
+        second = channels // 2
+        first = channels - second  # the larger part when the number is odd
+        self.sizes = (first, second)
+        self.clamp, self.alpha = CLAMPS[clamp], alpha
+        self.subnet = subnet(first, 2 * second)
+        self.subnet_back = subnet(second, 2 * first) if coupling == "two_sided" else None
+        self.affine = GlobalAffine(permutation, global_scale)
+
+    def _scale_shift(self, net: nn.Layer, given: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        log_scale, shift = ops.split(0.1 * net(given), (size, size))  # 0.1: FrEIA's damping
+        return self.clamp(log_scale, self.alpha), shift
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return y and the log-determinant of every position (one channel, flow's layout)."""
+        first, second = ops.split(x, self.sizes)
+        log_scale, shift = self._scale_shift(self.subnet, first, self.sizes[1])
+        second = second * paddle.exp(log_scale) + shift
+        log_det = ops.channel_sum(log_scale)
+        if self.subnet_back is not None:
+            log_scale, shift = self._scale_shift(self.subnet_back, second, self.sizes[0])
+            first = first * paddle.exp(log_scale) + shift
+            log_det = log_det + ops.channel_sum(log_scale)
+        y, log_gain = self.affine(ops.concat((first, second)))
+        return y, log_det + log_gain
+
+    def inverse(self, y: Tensor) -> Tensor:
+        """Return x such that forward(x) gives y."""
+        first, second = ops.split(self.affine.inverse(y), self.sizes)
+        if self.subnet_back is not None:
+            log_scale, shift = self._scale_shift(self.subnet_back, second, self.sizes[0])
+            first = (first - shift) * paddle.exp(-log_scale)
+        log_scale, shift = self._scale_shift(self.subnet, first, self.sizes[1])
+        second = (second - shift) * paddle.exp(-log_scale)
+        return ops.concat((first, second))

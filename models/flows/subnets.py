@@ -1,0 +1,66 @@
+"""Networks that predict scale and shift inside a coupling step."""
+
+import math
+
+import numpy as np
+import paddle.nn.functional as F
+from paddle import Tensor, nn
+
+from . import ops
+
+INITS = ("torch", "paddle")
+
+
+class Conv(nn.Layer):
+    """Convolve with zero "same" padding, stride 1, initialised as PyTorch or Paddle would.
+
+    `torch`: weights and biases uniform in ±1/√fan_in. `paddle`: weights normal with standard
+    deviation √(2/fan_in), biases 0 (2.45 times wider).
+    """
+
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int, init: str, rng: np.random.Generator
+    ) -> None:
+        super().__init__()
+        fan_in = c_in * kernel * kernel
+        shape = (c_out, c_in, kernel, kernel)
+        if init == "torch":
+            bound = 1.0 / math.sqrt(fan_in)
+            weight, bias = rng.uniform(-bound, bound, shape), rng.uniform(-bound, bound, c_out)
+        else:
+            weight, bias = rng.normal(0.0, math.sqrt(2.0 / fan_in), shape), np.zeros(c_out)
+        self.weight = parameter(self, weight)
+        self.bias = parameter(self, bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv(x, self.weight, self.bias)
+
+
+class ConvSubnet(nn.Layer):
+    """Conv k×k, ReLU, conv k×k; no normalisation, no zero initialisation (FastFlow, U-Flow)."""
+
+    def __init__(
+        self,
+        c_in: int,
+        c_out: int,
+        *,
+        hidden: int,
+        kernel: int,
+        init: str,
+        rng: np.random.Generator,
+    ) -> None:
+        super().__init__()
+        self.first = Conv(c_in, hidden, kernel, init, rng)
+        self.second = Conv(hidden, c_out, kernel, init, rng)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(F.relu(self.first(x)))
+
+
+def parameter(layer: nn.Layer, value: np.ndarray) -> Tensor:
+    """Make a trainable float32 parameter that starts at `value`."""
+    return layer.create_parameter(
+        shape=list(value.shape),
+        dtype="float32",
+        default_initializer=nn.initializer.Assign(value.astype(np.float32)),
+    )

@@ -1,0 +1,65 @@
+"""Find defects in images with a trained detector: scores, verdicts, maps and pictures."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from utils import cli, runtime
+
+
+def parse(argv: Sequence[str] | None):
+    """Read the command line."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument(
+        "-cfg", "--config", help="accepted for compatibility; a run knows its own configuration"
+    )
+    parser.add_argument("--image_path", required=True, help="a file, a folder or a pattern")
+    parser.add_argument("-cat", "--category", default="bottle")
+    parser.add_argument("--exp_dir", default="exp", help="name below results/, or a path")
+    cli.add_flag(parser, "--is_last", "take the last checkpoint instead of the best")
+    parser.add_argument("--image_threshold", type=float, help="default: the run's own")
+    parser.add_argument("--pixel_threshold", type=float, help="default: the run's own")
+    parser.add_argument("--output", help="default: predictions in the folder of the run")
+    cli.add_flag(parser, "--save_maps", "write raw maps as .npy, in the geometry of the image")
+    parser.add_argument("--batch_size", type=cli.positive, default=8)
+    parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None) -> int:
+    """Predict image by image; unreadable ones are counted and skipped unless there is just one."""
+    args = parse(argv)
+    runtime.prepare()
+    from datasets.transforms import known_mask
+    from engine import session
+    from engine.evaluator import run
+    from utils.image import list_images
+    from utils.predictions import PhotoReader, PredictionWriter, chosen_threshold, console_line
+
+    paths = list_images(args.image_path)
+    runtime.use_device(args.device)
+    found, detector, stored = session.open_detector(args.exp_dir, args.category, last=args.is_last)
+    image = chosen_threshold(args.image_threshold, stored and stored.image, "--image_threshold")
+    pixel = chosen_threshold(args.pixel_threshold, stored and stored.pixel, "--pixel_threshold")
+    default = session.run_folder(args.exp_dir, args.category) / "predictions"
+    output = Path(args.output) if args.output else default
+    scale = stored.color_scale if stored else (0.0, 2 * pixel.value)
+    writer = PredictionWriter(output, image, pixel, scale, maps=args.save_maps)
+    print(f"image {image.describe()}")
+    reader = PhotoReader(found.config.model.input_size, found.config.data.resize)
+    for photos in reader.batches(paths, args.batch_size):
+        maps, scores = run(detector, np.stack([photo.network_input for photo in photos]))
+        for photo, anomaly_map, score in zip(photos, maps, scores, strict=True):
+            result = writer.add(photo, anomaly_map, score, known_mask(photo.path))
+            print(console_line(result, alone=len(paths) == 1))
+    writer.close()
+    if reader.skipped:
+        print(reader.warning(), file=sys.stderr)
+    print(f"pictures and results.jsonl in {output}")
+    return 0
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,121 @@
+"""Train a detector on defect-free images, then fit its thresholds on held-out ones."""
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from utils import cli, runtime
+from utils.config import Config, load
+from utils.errors import UserError
+
+
+def parse(argv: Sequence[str] | None):
+    """Read the command line."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument("-cfg", "--config", default="configs/resnet18.yaml")
+    parser.add_argument("-cat", "--category", default="bottle", help="a category, or all")
+    parser.add_argument("--exp_dir", default="", help="name below results/, or a path")
+    parser.add_argument("--data", help="folder of the categories, or of images of one of them")
+    parser.add_argument("--epochs", type=cli.positive)
+    parser.add_argument("--batch_size", type=cli.positive)
+    parser.add_argument("--test_epochs", type=cli.positive, help="with --select-on test")
+    parser.add_argument("--select-on", choices=("holdout", "test"), help="what `best` follows")
+    parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
+    cli.add_flag(parser, "--check", "only examine the data")
+    cli.add_flag(parser, "--resume", "go on with an interrupted run")
+    cli.add_flag(parser, "--overwrite", "replace a run of the same name")
+    cli.add_flag(parser, "--use_vdl", "write VisualDL curves")
+    cli.add_flag(parser, "--allow-random-backbone", "go on without pretrained weights")
+    parser.add_argument("-o", action="append", default=[], metavar="section.key=value")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None) -> int:
+    """Train every wanted category."""
+    args = parse(argv)
+    runtime.prepare()
+    from datasets.check import check_category
+    from datasets.folder import find_categories, find_category
+    from engine import session
+
+    flags = {
+        "data.root": args.data, "train.epochs": args.epochs, "train.batch_size": args.batch_size,
+        "train.test_epochs": args.test_epochs, "train.select_on": args.select_on,
+    }  # fmt: skip
+    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    config = load(args.config, [*args.o, *given])
+    root = Path(config.data.root)
+    names = find_categories(root) if args.category == "all" else [args.category]
+    categories = [find_category(root, name) for name in names]
+    if args.check:
+        reports = [check_category(c, config.model.input_size) for c in categories]
+        print("\n\n".join(report.render() for report in reports))
+        return 0 if all(report.ok for report in reports) else 1
+    exp_dir = args.exp_dir or session.next_exp_dir(config.train.batch_size)
+    print(f"device: {runtime.use_device(args.device)}")
+    for category in categories:
+        train_category(config.for_category(category.name), category, exp_dir, args)
+    return 0
+
+
+def train_category(config: Config, category, exp_dir: str, args) -> None:
+    """Train one category and store its thresholds."""
+    from datasets.folder import split_holdout
+    from engine import session
+    from engine.log import RunLog
+    from engine.trainer import Trainer
+
+    folder = session.run_folder(exp_dir, category.name)
+    config = _start_or_resume(folder, config, args)
+    train, holdout = split_holdout(category.train, config.data.holdout, config.train.seed)
+    detector, backbone = session.new_detector(config, allow_random=args.allow_random_backbone)
+    log = RunLog(folder, curves=args.use_vdl)
+    log.say(
+        f"[{category.name}] {len(train)} images to train on, {len(holdout)} held out, "
+        f"{len(category.test)} to test; run in {folder}"
+    )
+    key = session.data_digest([*train, *holdout], config, backbone["sha256"])
+    meta = {
+        "category": category.name, "preset": Path(args.config).stem, "backbone": backbone,
+        "data": {"train": len(train), "holdout": len(holdout), "digest": key},
+        "versions": runtime.versions(),
+    }  # fmt: skip
+    trainer = Trainer(detector, config, folder, log, label=category.name, meta=meta)
+    if args.resume and trainer.resume():
+        log.say(f"[{category.name}] resumed after epoch {trainer.progress.epoch}")
+    started = time.perf_counter()
+    sources = session.feature_sources(detector, [train, holdout], config, key)
+    log.say(f"[{category.name}] features ready after {time.perf_counter() - started:.1f} s")
+    select = session.test_selector(detector, category.test, config)
+    trainer.fit(*sources, select=select)
+    for name in ("best", "last"):
+        calibration = session.calibrate_checkpoint(folder / name, detector, holdout)
+    log.say(f"[{category.name}] image {calibration.image.describe()}")
+    log.say(f"[{category.name}] pixel {calibration.pixel.describe()}")
+    log.say(
+        f"[{category.name}] done after epoch {trainer.progress.epoch} (best: "
+        f"{trainer.progress.best_epoch}); next: python eval.py --exp_dir {exp_dir} "
+        f"-cat {category.name} --data {config.data.root}"
+    )
+    log.close()
+
+
+def _start_or_resume(folder: Path, config: Config, args) -> Config:
+    from engine import checkpoint
+
+    last = checkpoint.read(folder / "last")
+    if last is not None and args.resume:
+        checkpoint.check_same_run(last, config)
+        return dataclasses.replace(last.config, data=config.data, train=config.train)
+    if last is not None and not args.overwrite:
+        raise UserError(
+            f"{folder}: holds a run of {last.meta['progress']['epoch']} epochs; "
+            "--resume goes on with it, --overwrite replaces it, --exp_dir names another"
+        )
+    checkpoint.remove_run(folder)
+    return config
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,1 @@
+"""Configuration, files, images and pictures shared by every layer."""

@@ -1,0 +1,321 @@
+"""The configuration: frozen dataclasses are schema, defaults and documentation in one."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from utils.errors import UserError
+
+
+@dataclass(frozen=True)
+class FastFlowModel:
+    """Section `model` when `flow: fastflow`."""
+
+    flow: Literal["fastflow"] = "fastflow"
+    backbone: str = "efficientnet_lite0"
+    weights: str | None = None  # file of backbone weights; null: bundled, cache, download
+    input_size: tuple[int, int] = (256, 256)  # height, width; one number means a square
+    strides: tuple[int, ...] = (4, 8, 16)  # backbone levels the flow sees, finest first
+    coupling: Literal["one_sided", "two_sided"] = "one_sided"
+    steps: int = 8  # coupling steps per level
+    hidden_ratio: float = 1.0  # hidden channels of a subnet / its input channels
+    conv3x3_only: bool = True  # false: kernels alternate 3, 1, 3, …
+    clamp: Literal["tanh", "tanh_scaled", "atan"] = "tanh"
+    alpha: float = 2.0  # bound of the clamped log-scale
+    norm: Literal["layer", "batch", "none"] = "layer"  # between backbone and flow
+    norm_momentum: float = 0.9  # BatchNorm only: share of the running statistics that is kept
+    global_scale: Literal["softplus", "raw"] = "softplus"
+    init: Literal["torch", "paddle"] = "torch"  # whose default initialisation of convolutions
+    loss_norm: Literal["per_element", "none"] = "per_element"
+    score: Literal["probability", "energy", "nll"] = "probability"  # what the map shows
+    align_corners: bool = False  # of the maps' up-sampling
+    blur_sigma: float = 0.0  # smooths the map, in input pixels; the score is taken before
+
+
+ModelSection = FastFlowModel
+MODEL_SECTIONS: dict[str, type[ModelSection]] = {"fastflow": FastFlowModel}
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """Section `data`."""
+
+    root: str = "data"
+    resize: Literal["pil", "cv2"] = "pil"  # pil: antialiased bilinear; cv2: plain bilinear
+    holdout: float = 0.1  # share of train/good that selects the model and fits thresholds
+    workers: int = 0  # processes that read images
+    cache: bool = True  # keep the frozen features of the training images on disk
+    cache_dir: str = ".feature_cache"
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """Section `train`."""
+
+    epochs: int = 500
+    batch_size: int = 32
+    drop_last: bool = False  # leave out a last batch that is not full
+    lr: float = 1e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_epochs: int = 0  # the rate rises linearly over these
+    weight_decay: float = 1e-5  # coupled L2, as Adam of both frameworks has it
+    clip_norm: float | None = None  # gradients' global norm
+    patience: int = 0  # stop after so many epochs without a better selection value; 0: never
+    select_on: Literal["holdout", "test"] = "holdout"  # what `best` follows
+    test_epochs: int = 1  # with select_on test: epochs between evaluations
+    seed: int = 0
+    amp: bool = False  # half precision, GPU only
+    log_every: int = 10  # steps
+
+
+@dataclass(frozen=True)
+class EvalSection:
+    """Section `eval`."""
+
+    batch_size: int = 32
+    size: Literal["input", "256", "original"] = "input"  # where pixel metrics are computed
+    image_threshold: str = "percentile:99"  # of held-out normal images, or fixed:0.8
+    pixel_threshold: str = "percentile:99.9"  # of held-out normal pixels, or fixed:0.8
+
+
+@dataclass(frozen=True)
+class ExportSection:
+    """Section `export`."""
+
+    dir: str = "deploy/inference"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on; `per_category` holds {category: {'section.key': value}}."""
+
+    model: ModelSection = field(default_factory=FastFlowModel)
+    data: DataSection = field(default_factory=DataSection)
+    train: TrainSection = field(default_factory=TrainSection)
+    eval: EvalSection = field(default_factory=EvalSection)
+    export: ExportSection = field(default_factory=ExportSection)
+    per_category: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists and scalars, ready for YAML or JSON."""
+        plain = dataclasses.asdict(self)
+        return {
+            name: {k: list(v) if isinstance(v, tuple) else v for k, v in section.items()}
+            for name, section in plain.items()
+        }
+
+    def for_category(self, category: str) -> "Config":
+        """Return the configuration with the values of `per_category` for this one applied."""
+        plain = self.to_dict()
+        for key, value in plain.pop("per_category").get(category, {}).items():
+            _assign(plain, key, value, f"per_category.{category}")
+        return from_dict(plain, f"per_category.{category}")
+
+
+SECTIONS: dict[str, type] = {
+    "data": DataSection,
+    "train": TrainSection,
+    "eval": EvalSection,
+    "export": ExportSection,
+}
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file and apply `section.key=value` overrides; `UserError` on any fault."""
+    path = Path(path)
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")])
+        hint = f" (did you mean '{path.parent / near[0]}'?)" if near else ""
+        raise UserError(f"{path}: no such config file{hint}")
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not a YAML file ({reason}); mend it") from None
+    if not isinstance(plain, dict):
+        raise UserError(f"{path}: no sections; a config has model, data, train, eval, export")
+    return override(from_dict(plain, str(path)), overrides)
+
+
+def override(config: Config, overrides: Sequence[str]) -> Config:
+    """Apply `section.key=value` strings; the value is YAML, checked like the file's."""
+    plain = config.to_dict()
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise UserError(f"-o {text}: no '='; write -o section.key=value")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            raise UserError(f"-o {text}: {value!r} is not a YAML value; quote it") from None
+        _assign(plain, key.strip(), parsed, "-o")
+    return from_dict(plain, "-o") if overrides else config
+
+
+def from_dict(plain: Mapping[str, Any], where: str) -> Config:
+    """Build a validated configuration from nested dicts; `where` opens every error message."""
+    names = ["model", *SECTIONS, "per_category"]
+    for name, section in plain.items():
+        if name not in names:
+            raise UserError(f"{where}: unknown section '{name}'{_nearest(str(name), names)}")
+        if section is not None and not isinstance(section, Mapping):
+            raise UserError(f"{where}: '{name}' is {section!r}; it must hold 'key: value' lines")
+    model = dict(plain.get("model") or {})
+    flow = model.get("flow", "fastflow")
+    if flow not in MODEL_SECTIONS:
+        raise UserError(f"{where}: model.flow is {flow!r}; choose from {', '.join(MODEL_SECTIONS)}")
+    sections = {
+        name: _section(kind, dict(plain.get(name) or {}), name, where)
+        for name, kind in {"model": MODEL_SECTIONS[flow], **SECTIONS}.items()
+    }
+    config = Config(**sections, per_category=_per_category(plain, sections, where))
+    _check(config, where)
+    return config
+
+
+def _section(kind: type, values: dict[str, Any], section: str, where: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    known = [f"{section}.{name}" for name in hints]
+    for name in values:
+        if name not in hints:
+            key = f"{section}.{name}"
+            raise UserError(f"{where}: unknown key '{key}'{_nearest(key, known)}")
+    converted = {
+        name: _convert(value, hints[name], f"{where}: {section}.{name}")
+        for name, value in values.items()
+    }
+    return kind(**converted)
+
+
+def _per_category(plain: Mapping[str, Any], sections: dict[str, Any], where: str) -> dict:
+    table = dict(plain.get("per_category") or {})
+    base = {name: dataclasses.asdict(section) for name, section in sections.items()}
+    for category, values in table.items():
+        place = f"{where}: per_category.{category}"
+        if not isinstance(values, Mapping):
+            raise UserError(f"{place} is {values!r}; it must hold 'section.key: value' lines")
+        changed = {name: dict(section) for name, section in base.items()}
+        for key, value in values.items():
+            _assign(changed, key, value, place)
+        from_dict(changed, place)
+    return table
+
+
+def _assign(plain: dict[str, Any], key: str, value: Any, where: str) -> None:
+    section, dot, name = str(key).partition(".")
+    if not dot or section not in ("model", *SECTIONS):
+        known = [f"{s}.{k}" for s, keys in plain.items() if isinstance(keys, dict) for k in keys]
+        raise UserError(f"{where}: unknown key '{key}'{_nearest(key, known)}; use section.key")
+    plain[section] = {**(plain.get(section) or {}), name: value}
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if not near:  # the last part may be right, in the wrong section
+        tail = name.rpartition(".")[2]
+        near = [k for k in known if k.rpartition(".")[2] == tail][:1]
+    return f" (did you mean '{near[0]}'?)" if near else f" (known: {', '.join(known)})"
+
+
+_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+
+
+def parse_bool(value: Any) -> bool:
+    """Read true/false/1/0/yes/no in any case; `ValueError` otherwise."""
+    text = str(value).strip().lower()
+    if text in _TRUE or text in _FALSE:
+        return text in _TRUE
+    raise ValueError(f"{value!r} is not one of true, false, 1, 0, yes, no")
+
+
+def _convert(value: Any, hint: Any, key: str) -> Any:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return _convert(value, next(a for a in arguments if a is not type(None)), key)
+    if origin is Literal:
+        choice = str(value) if isinstance(arguments[0], str) else value
+        if choice not in arguments:
+            raise UserError(f"{key} is {value!r}; choose from {', '.join(map(str, arguments))}")
+        return choice
+    if origin is tuple:
+        return _convert_tuple(value, arguments, key)
+    return _convert_scalar(value, hint, key)
+
+
+def _convert_tuple(value: Any, arguments: tuple, key: str) -> tuple:
+    if arguments[-1] is Ellipsis:
+        items = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+        return tuple(_convert_scalar(item, arguments[0], key) for item in items)
+    if isinstance(value, int) and not isinstance(value, bool):
+        value = [value] * len(arguments)
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != len(arguments):
+        raise UserError(f"{key} is {value!r}; give one number or a list of {len(arguments)}")
+    return tuple(_convert_scalar(v, a, key) for v, a in zip(value, arguments, strict=True))
+
+
+def _convert_scalar(value: Any, kind: type, key: str) -> Any:
+    article = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}[kind]
+    try:
+        if kind is bool:
+            return parse_bool(value)
+        if isinstance(value, bool) or value is None or isinstance(value, list | dict):
+            raise ValueError
+        if kind is int and float(value) != int(float(value)):
+            raise ValueError
+        if kind is int:
+            return int(float(value))
+        return kind(value)
+    except (ValueError, OverflowError):
+        raise UserError(f"{key} is {value!r}; it must be {article}") from None
+
+
+def _check(config: Config, where: str) -> None:
+    model, data, train = config.model, config.data, config.train
+    _at_least(where, "train.epochs", train.epochs, 1)
+    _at_least(where, "train.batch_size", train.batch_size, 1)
+    _at_least(where, "train.log_every", train.log_every, 1)
+    _at_least(where, "train.test_epochs", train.test_epochs, 1)
+    _at_least(where, "train.patience", train.patience, 0)
+    _at_least(where, "train.warmup_epochs", train.warmup_epochs, 0)
+    _at_least(where, "train.seed", train.seed, 0)
+    _at_least(where, "eval.batch_size", config.eval.batch_size, 1)
+    _at_least(where, "data.workers", data.workers, 0)
+    _at_least(where, "model.steps", model.steps, 1)
+    _at_least(where, "model.blur_sigma", model.blur_sigma, 0)
+    for name in ("hidden_ratio", "alpha"):
+        _positive(where, f"model.{name}", getattr(model, name))
+    _positive(where, "train.lr", train.lr)
+    _at_least(where, "train.weight_decay", train.weight_decay, 0)
+    if train.clip_norm is not None:
+        _positive(where, "train.clip_norm", train.clip_norm)
+    if not 0 < data.holdout < 1:
+        raise UserError(f"{where}: data.holdout is {data.holdout}; it must lie between 0 and 1")
+    if not model.strides or list(model.strides) != sorted(set(model.strides)):
+        raise UserError(f"{where}: model.strides is {list(model.strides)}; they must increase")
+    coarsest = max(model.strides)
+    for size in model.input_size:
+        if size < coarsest or size % coarsest:
+            nearest = max(coarsest, round(size / coarsest) * coarsest)
+            raise UserError(
+                f"{where}: model.input_size {list(model.input_size)} is not a multiple of the "
+                f"coarsest stride {coarsest}; use {nearest} instead of {size}"
+            )
+
+
+def _at_least(where: str, key: str, value: float, bound: float) -> None:
+    if not value >= bound:
+        raise UserError(f"{where}: {key} is {value}; it must be at least {bound}")
+
+
+def _positive(where: str, key: str, value: float) -> None:
+    if not value > 0:
+        raise UserError(f"{where}: {key} is {value}; it must be greater than 0")

@@ -1,0 +1,148 @@
+"""Predictions on disk and on screen: one line per image, results.jsonl, pictures, raw maps.
+
+Used by predict.py and deploy/infer.py, so that both say the same. Needs no Paddle.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from metrics.threshold import Threshold, fixed, is_defective
+from utils.errors import UserError
+from utils.files import atomic_replace, atomic_write_text
+from utils.image import Size, read_image, to_input
+from utils.visualize import panel, regions, resize_map, safe_name, save_picture
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One image: its file, its pixels (H, W, 3) uint8, and what the network sees (3, h, w)."""
+
+    path: Path
+    pixels: np.ndarray
+    network_input: np.ndarray
+
+
+@dataclass
+class PhotoReader:
+    """Read images for a network; remember the unreadable ones instead of stopping."""
+
+    size: Size
+    method: str
+    skipped: list[str] = field(default_factory=list)
+
+    def batches(self, paths: Sequence[Path], batch_size: int) -> Iterator[list[Photo]]:
+        """Yield batches of readable images; `UserError` if the only image is unreadable."""
+        batch: list[Photo] = []
+        for path in paths:
+            try:
+                pixels = read_image(path)
+            except UserError as error:
+                if len(paths) == 1:
+                    raise
+                self.skipped.append(str(error))
+                continue
+            batch.append(Photo(path, pixels, to_input(pixels, self.size, self.method)))
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def warning(self) -> str:
+        """Return one line about what was skipped; empty if nothing was."""
+        if not self.skipped:
+            return ""
+        return f"warning: skipped {len(self.skipped)} unreadable image(s): " + "; ".join(
+            self.skipped[:5]
+        )
+
+
+def chosen_threshold(given: float | None, stored: Threshold | None, flag: str) -> Threshold:
+    """Return the threshold from the command line, else the stored one; `UserError` if neither."""
+    if given is not None:
+        return fixed(given)
+    if stored is None:
+        raise UserError(
+            f"no threshold stored yet: finish the training (train.py --resume) or give {flag}"
+        )
+    return stored
+
+
+class PredictionWriter:
+    """Collect predictions of one call; `results.jsonl` appears when it is closed."""
+
+    def __init__(
+        self,
+        output: Path,
+        image_threshold: Threshold,
+        pixel_threshold: Threshold,
+        color_scale: tuple[float, float],
+        *,
+        pictures: bool = True,
+        maps: bool = False,
+    ) -> None:
+        self.output = output
+        self.image_threshold, self.pixel_threshold = image_threshold, pixel_threshold
+        self.color_scale = color_scale
+        self.pictures, self.maps = pictures, maps
+        self._lines: list[str] = []
+        self._names: set[str] = set()
+
+    def add(
+        self, photo: Photo, anomaly_map: np.ndarray, score: float, truth: np.ndarray | None = None
+    ) -> dict[str, Any]:
+        """Record one image; `anomaly_map` (h, w) is brought to the geometry of the photo."""
+        score = float(score)
+        full = resize_map(anomaly_map, photo.pixels.shape[:2])
+        cut = self.pixel_threshold.value
+        result: dict[str, Any] = {
+            "path": str(photo.path),
+            "score": score,
+            "threshold": self.image_threshold.value,
+            "verdict": verdict(score, self.image_threshold),
+            "pixel_threshold": cut,
+            "map_mean": float(anomaly_map.mean(dtype=np.float64)),
+            "map_max": float(anomaly_map.max()),
+            "regions": regions(full, cut),
+        }
+        name = self._free_name(photo.path)
+        if self.pictures:
+            title = f"{result['verdict']}  score {score:.3f}  threshold {result['threshold']:.3f}"
+            picture = panel(photo.pixels, full, cut, *self.color_scale, title, ground_truth=truth)
+            save_picture(self.output / f"{name}.png", picture)
+            result["picture"] = f"{name}.png"
+        if self.maps:
+            with atomic_replace(self.output / f"{name}.npy") as temporary:
+                np.save(temporary, full.astype(np.float32))
+            result["map"] = f"{name}.npy"
+        self._lines.append(json.dumps(result, ensure_ascii=False))
+        return result
+
+    def close(self) -> None:
+        """Write results.jsonl."""
+        text = "".join(line + "\n" for line in self._lines)
+        atomic_write_text(self.output / "results.jsonl", text)
+
+    def _free_name(self, path: Path) -> str:
+        base = safe_name(path.stem)
+        name, number = base, 2
+        while name in self._names:
+            name, number = f"{base}_{number}", number + 1
+        self._names.add(name)
+        return name
+
+
+def verdict(score: float, threshold: Threshold) -> str:
+    """Return `Anomaly` or `Normal`."""
+    return "Anomaly" if is_defective(score, threshold) else "Normal"
+
+
+def console_line(result: dict[str, Any], alone: bool) -> str:
+    """Return FastFlow-Paddle's line, followed by the file where there are several."""
+    line = f"{result['verdict']} - score:  {result['score']:.3f}"
+    return line if alone else f"{line}  {result['path']}"

@@ -1,0 +1,48 @@
+"""The machine: device, threads, versions, seeds."""
+
+import os
+import platform
+import warnings
+from importlib import metadata
+
+from utils.errors import UserError
+
+
+def prepare() -> None:
+    """Silence what users cannot act on; call before Paddle is imported for the first time."""
+    warnings.filterwarnings("ignore", message="No ccache found", category=UserWarning)
+    os.environ.setdefault("GLOG_minloglevel", "2")
+
+
+def use_device(name: str) -> str:
+    """Select `cpu`, `gpu`, `gpu:N` or `auto` (a GPU if Paddle has one); return what is used."""
+    import paddle
+
+    available = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+    if name == "auto":
+        name = "gpu" if available else "cpu"
+    if name != "cpu" and not (name == "gpu" or name.startswith("gpu:")):
+        raise UserError(f"--device {name}: choose auto, cpu, gpu or gpu:N")
+    if name != "cpu" and not paddle.is_compiled_with_cuda():
+        raise UserError(
+            f"--device {name}: this Paddle build has no GPU support; install paddlepaddle-gpu "
+            "(see README) or use --device cpu"
+        )
+    if name != "cpu" and not available:
+        raise UserError(f"--device {name}: no GPU found on this machine; use --device cpu")
+    try:
+        return str(paddle.device.set_device(name))
+    except ValueError as error:
+        raise UserError(f"--device {name}: {' '.join(str(error).split())}") from None
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    packages = ("paddlepaddle", "paddlepaddle-gpu", "numpy", "scipy", "opencv-python-headless")
+    found = {"python": platform.python_version()}
+    for package in (*packages, "pillow"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
