@@ -2,16 +2,22 @@
 
 import json
 import math
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils import cli, runtime
 from utils.errors import UserError
 from utils.files import atomic_write_text
 
+if TYPE_CHECKING:
+    from engine.checkpoint import Checkpoint
+    from engine.evaluator import Calibration
+    from utils.config import Config
 
-def parse(argv: Sequence[str] | None):
+
+def parse(argv: Sequence[str] | None) -> Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
     parser.add_argument(
@@ -22,9 +28,7 @@ def parse(argv: Sequence[str] | None):
     parser.add_argument("--data", help="folder of the categories; default: as in training")
     cli.add_flag(parser, "--is_last", "take the last checkpoint instead of the best")
     parser.add_argument("--eval-size", choices=("input", "256", "original"))
-    cli.add_flag(
-        parser, "--allow-missing-masks", "leave images without a mask out of pixel metrics"
-    )
+    cli.add_flag(parser, "--allow-missing-masks", "pixel metrics without unmasked images")
     parser.add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     parser.add_argument("-o", action="append", default=[], metavar="section.key=value")
@@ -64,7 +68,7 @@ def main(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def evaluate_category(name: str, args) -> dict[str, Any]:
+def evaluate_category(name: str, args: Namespace) -> dict[str, Any]:
     """Return the result row of one category."""
     from datasets.folder import find_category
     from engine import session
@@ -90,15 +94,20 @@ def evaluate_category(name: str, args) -> dict[str, Any]:
         "reasons": metrics.reasons,
         "images": [
             {
-                "path": str(record.path), "defect": record.defect, "label": record.label,
-                "score": float(score), "defective": is_defective(float(score), cut) if cut else None,
+                "path": str(record.path),
+                "defect": record.defect,
+                "label": record.label,
+                "score": float(score),
+                "defective": is_defective(float(score), cut) if cut else None,
             }
             for record, score in zip(records, scores, strict=True)
         ],
     }  # fmt: skip
 
 
-def _settings(found, config, calibration, *, last: bool) -> dict[str, Any]:
+def _settings(
+    found: "Checkpoint", config: "Config", calibration: "Calibration | None", *, last: bool
+) -> dict[str, Any]:
     meta, model = found.meta, config.model
     rule = "best on test" if config.train.select_on == "test" else "best on hold-out"
     return {

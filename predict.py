@@ -1,6 +1,7 @@
 """Find defects in images with a trained detector: scores, verdicts, maps and pictures."""
 
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 from utils import cli, runtime
 
 
-def parse(argv: Sequence[str] | None):
+def parse(argv: Sequence[str] | None) -> Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
     parser.add_argument(
@@ -41,8 +42,9 @@ def main(argv: Sequence[str] | None) -> int:
     paths = list_images(args.image_path)
     runtime.use_device(args.device)
     found, detector, stored = session.open_detector(args.exp_dir, args.category, last=args.is_last)
-    image = chosen_threshold(args.image_threshold, stored and stored.image, "--image_threshold")
-    pixel = chosen_threshold(args.pixel_threshold, stored and stored.pixel, "--pixel_threshold")
+    cuts = (stored.image, stored.pixel) if stored else (None, None)
+    image = chosen_threshold(args.image_threshold, cuts[0], "--image_threshold")
+    pixel = chosen_threshold(args.pixel_threshold, cuts[1], "--pixel_threshold")
     default = session.run_folder(args.exp_dir, args.category) / "predictions"
     output = Path(args.output) if args.output else default
     scale = stored.color_scale if stored else (0.0, 2 * pixel.value)

@@ -2,15 +2,20 @@
 
 import dataclasses
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from utils import cli, runtime
 from utils.config import Config, load
 from utils.errors import UserError
 
+if TYPE_CHECKING:
+    from datasets.folder import Category
 
-def parse(argv: Sequence[str] | None):
+
+def parse(argv: Sequence[str] | None) -> Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
     parser.add_argument("-cfg", "--config", default="configs/resnet18.yaml")
@@ -59,7 +64,7 @@ def main(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def train_category(config: Config, category, exp_dir: str, args) -> None:
+def train_category(config: Config, category: "Category", exp_dir: str, args: Namespace) -> None:
     """Train one category and store its thresholds."""
     from datasets.folder import split_holdout
     from engine import session
@@ -85,10 +90,10 @@ def train_category(config: Config, category, exp_dir: str, args) -> None:
     if args.resume and trainer.resume():
         log.say(f"[{category.name}] resumed after epoch {trainer.progress.epoch}")
     started = time.perf_counter()
-    sources = session.feature_sources(detector, [train, holdout], config, key)
+    to_fit, to_check = session.feature_sources(detector, [train, holdout], config, key)
     log.say(f"[{category.name}] features ready after {time.perf_counter() - started:.1f} s")
     select = session.test_selector(detector, category.test, config)
-    trainer.fit(*sources, select=select)
+    trainer.fit(to_fit, to_check, select)
     for name in ("best", "last"):
         calibration = session.calibrate_checkpoint(folder / name, detector, holdout)
     log.say(f"[{category.name}] image {calibration.image.describe()}")
@@ -101,7 +106,7 @@ def train_category(config: Config, category, exp_dir: str, args) -> None:
     log.close()
 
 
-def _start_or_resume(folder: Path, config: Config, args) -> Config:
+def _start_or_resume(folder: Path, config: Config, args: Namespace) -> Config:
     from engine import checkpoint
 
     last = checkpoint.read(folder / "last")

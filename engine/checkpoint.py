@@ -51,7 +51,7 @@ class Checkpoint:
             tensor.set_value(paddle.to_tensor(state[name]))
 
     def load_optimizer(self, detector: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> None:
-        """Put back the optimizer's accumulators, found by the names of the detector's parameters."""
+        """Put back the optimizer's accumulators, by the names of the detector's parameters."""
         state = _read_tensors(self.folder / OPTIMIZER)
         values = {}
         for name, parameter in _trained(detector).items():
@@ -141,7 +141,7 @@ def _trained(detector: nn.Layer) -> dict[str, Tensor]:
 def _optimizer_state(
     detector: nn.Layer, optimizer: paddle.optimizer.Optimizer
 ) -> dict[str, np.ndarray]:
-    """Key accumulators by the parameter's place in the detector: Paddle's own names are counters."""
+    """Key accumulators by the parameter's place in the detector: Paddle's names are counters."""
     state = optimizer.state_dict()
     result = {}
     for name, parameter in _trained(detector).items():

@@ -28,7 +28,7 @@ def first_non_finite(layer: nn.Layer, call: Callable[[], object]) -> str:
     return f"output of {found[0]}" if found else "the sum of the loss"
 
 
-def _watch(name: str, found: list[str]):
+def _watch(name: str, found: list[str]) -> Callable[..., None]:
     def hook(layer: nn.Layer, inputs: object, output: object) -> None:
         tensors = output if isinstance(output, list | tuple) else [output]
         if not all(_finite(t) for t in tensors if isinstance(t, Tensor)):

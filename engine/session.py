@@ -6,12 +6,13 @@ The one module of this package that knows `models` and `datasets`; only scripts 
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
+from paddle import Tensor
 from tqdm import tqdm
 
 from datasets.feature_cache import FeatureCache, cache_key
@@ -192,7 +193,7 @@ def feature_sources(
     ]
 
 
-def _extract(detector: Detector):
+def _extract(detector: Detector) -> Callable[[list[Tensor]], list[Tensor]]:
     return lambda arrays: detector.features(arrays[0])
 
 
@@ -209,7 +210,7 @@ def _open_cache(
         return cache
     batches = in_order(len(records), min(config.train.batch_size, 8))
 
-    def features():
+    def features() -> Iterator[list[np.ndarray]]:
         images = read_ahead(batches, image_reader(records, config))
         for (batch,) in tqdm(images, "extract features", len(batches), disable=None):
             with paddle.no_grad():

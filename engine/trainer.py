@@ -1,4 +1,4 @@
-"""The training recipe: Adam on the head, a checkpoint every epoch, `best` by held-out likelihood."""
+"""The training recipe: Adam on the head, a checkpoint an epoch, `best` by held-out likelihood."""
 
 import math
 import time

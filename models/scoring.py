@@ -48,13 +48,13 @@ class FastFlowScorer(nn.Layer):
 
     def forward(self, latents: list[Tensor], log_dets: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the map (B, 1, H, W) at input size and the score (B,); higher is worse."""
-        levels = [self._level_map(z, log_det) for z, log_det in zip(latents, log_dets)]
+        levels = [self._level_map(z, log_dets[level]) for level, z in enumerate(latents)]
         sharp = self._average(levels, "")
         smooth = self._average(levels, "smooth_") if self.blurred else sharp
         return smooth.unsqueeze(1), sharp.max([1, 2])
 
     def _level_map(self, z: Tensor, log_det: Tensor) -> Tensor:
-        half_energy = 0.5 * (z * z).mean(1)  # (B, h, w)
+        half_energy = (z * z).sum(1) * (0.5 / z.shape[1])  # (B, h, w)
         if self.score == "probability":
             return 1.0 - paddle.exp(-half_energy)
         if self.score == "nll":
@@ -62,14 +62,13 @@ class FastFlowScorer(nn.Layer):
         return half_energy
 
     def _average(self, levels: list[Tensor], prefix: str) -> Tensor:
-        total = None
+        full = []
         for index, level in enumerate(levels):
             rows = getattr(self, f"{prefix}rows_{index}")  # (H, h)
             columns = getattr(self, f"{prefix}columns_{index}")  # (W, w)
             wide = paddle.matmul(level, columns, transpose_y=True)  # (B, h, W)
-            full = paddle.matmul(rows, wide)  # (B, H, W)
-            total = full if total is None else total + full
-        return total / float(len(levels))
+            full.append(paddle.matmul(rows, wide))  # (B, H, W)
+        return sum(full[1:], full[0]) / float(len(full))
 
 
 def upsampling_matrix(small: int, large: int, align_corners: bool) -> np.ndarray:

@@ -50,7 +50,7 @@ class DataSection:
     root: str = "data"
     resize: Literal["pil", "cv2"] = "pil"  # pil: antialiased bilinear; cv2: plain bilinear
     holdout: float = 0.1  # share of train/good that selects the model and fits thresholds
-    workers: int = 0  # processes that read images
+    workers: int = 2  # threads that read images
     cache: bool = True  # keep the frozen features of the training images on disk
     cache_dir: str = ".feature_cache"
 

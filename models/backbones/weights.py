@@ -127,7 +127,7 @@ def _find(name: str, source: Path | None) -> tuple[Path, str, str] | None:
     if name in PUBLISHED:
         file, md5 = PUBLISHED[name]
         cached = CACHE.expanduser() / file
-        if cached.is_file():
+        if cached.is_file() and _digest(cached, "md5") == md5:
             return cached, str(cached), "cache"
     return None
 

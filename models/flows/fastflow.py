@@ -11,7 +11,7 @@ from paddle import Tensor, nn
 
 from . import ops
 from .base import FeaturePyramid, Flow, dimensions, negative_log_likelihood
-from .layers import CouplingStep, feature_norm
+from .layers import CouplingStep, Subnet, feature_norm
 from .subnets import ConvSubnet
 
 LOSS_NORMS = ("per_element", "none")
@@ -92,7 +92,7 @@ class FastFlow(Flow):
         return sum(terms[1:], terms[0])
 
 
-def _subnet_maker(ratio: float, kernel: int, init: str, rng: np.random.Generator):
+def _subnet_maker(ratio: float, kernel: int, init: str, rng: np.random.Generator) -> Subnet:
     def make(c_in: int, c_out: int) -> nn.Layer:
         hidden = int(c_in * ratio)
         return ConvSubnet(c_in, c_out, hidden=hidden, kernel=kernel, init=init, rng=rng)

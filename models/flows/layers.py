@@ -46,7 +46,8 @@ class FeatureLayerNorm(nn.Layer):
 
 
 def _mean_per_image(x: Tensor) -> Tensor:
-    return x.mean(3, keepdim=True).mean(2, keepdim=True).mean(1, keepdim=True)  # (B, 1, 1, 1)
+    total = x.sum(3, keepdim=True).sum(2, keepdim=True).sum(1, keepdim=True)  # (B, 1, 1, 1)
+    return total / float(x.shape[1] * x.shape[2] * x.shape[3])
 
 
 def feature_norm(kind: str, channels: int, size: tuple[int, int], momentum: float) -> nn.Layer:

@@ -54,7 +54,7 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def mix(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Apply y = weight · x + bias to the channel vector of every position; weight is (C_out, C_in)."""
+    """Map the channels of every position, y = weight · x + bias; weight is (C_out, C_in)."""
     if channels_last():
         return paddle.matmul(x, weight, transpose_y=True) + bias
     return F.conv2d(x, weight.unsqueeze([2, 3]), bias)

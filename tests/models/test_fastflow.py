@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from typing import Any
 
 import numpy as np
 import paddle
@@ -14,15 +15,15 @@ from models.flows.layers import CLAMPS, COUPLINGS, GLOBAL_SCALES, CouplingStep, 
 from models.flows.subnets import ConvSubnet
 from models.scoring import FastFlowScorer
 
-REFERENCE = dict(
-    coupling="one_sided",
-    clamp="tanh",
-    norm="layer",
-    norm_momentum=0.9,
-    global_scale="softplus",
-    loss_norm="none",
-    init="torch",
-)
+REFERENCE: dict[str, Any] = {
+    "coupling": "one_sided",
+    "clamp": "tanh",
+    "norm": "layer",
+    "norm_momentum": 0.9,
+    "global_scale": "softplus",
+    "loss_norm": "none",
+    "init": "torch",
+}
 CASES = (
     "fastflow_r18_reduced",
     "fastflow_effl0_width_hidden016",
@@ -30,7 +31,7 @@ CASES = (
 )
 
 
-def small_flow(seed: int = 0, **changes) -> FastFlow:
+def small_flow(seed: int = 0, **changes: Any) -> FastFlow:
     settings = dict(REFERENCE, steps=3, hidden_ratio=1.0, conv3x3_only=False, alpha=2.0)
     settings.update(changes)
     return FastFlow([4, 6], [(8, 6), (4, 3)], rng=np.random.default_rng(seed), **settings)
@@ -59,10 +60,10 @@ def load_reference(case: dict[str, np.ndarray]) -> FastFlow:
     flow = FastFlow(
         [shape[1] for shape in shapes],
         [shape[2:] for shape in shapes],
-        steps=int(re.search(r"steps=(\d+)", meta)[1]),
-        hidden_ratio=float(re.search(r"hidden_ratio=([\d.]+)", meta)[1]),
+        steps=int(re.findall(r"steps=(\d+)", meta)[0]),
+        hidden_ratio=float(re.findall(r"hidden_ratio=([\d.]+)", meta)[0]),
         conv3x3_only="conv3x3_only=True" in meta,
-        alpha=float(re.search(r"clamp=([\d.]+)", meta)[1]),
+        alpha=float(re.findall(r"clamp=([\d.]+)", meta)[0]),
         rng=np.random.default_rng(0),
         **REFERENCE,
     )
@@ -212,13 +213,13 @@ def test_worked_example_of_one_step():
 
     class Fixed(paddle.nn.Layer):
         def forward(self, x):
-            return paddle.to_tensor(np.float32([10, -5, 2, 3])).reshape([1, 1, 1, 4])
+            return paddle.to_tensor([10, -5, 2, 3], "float32").reshape([1, 1, 1, 4])
 
     step = CouplingStep(
         np.array([2, 0, 3, 1]), lambda c_in, c_out: Fixed(), coupling="one_sided", clamp="tanh",
         alpha=2.0, global_scale="softplus",
     )  # fmt: skip
-    y, log_det = step(paddle.to_tensor(np.float32([1, 2, 3, 4])).reshape([1, 1, 1, 4]))
+    y, log_det = step(paddle.to_tensor([1, 2, 3, 4], "float32").reshape([1, 1, 1, 4]))
     np.testing.assert_allclose(y.numpy().ravel(), [13.960478, 1, 1.887341, 2], rtol=1e-6)
     assert log_det.item() == pytest.approx(0.598954, abs=1e-6)
 
@@ -235,7 +236,7 @@ def test_global_scale_values():
 
 def test_raw_scale_of_zero_stays_finite():
     affine = GlobalAffine(np.arange(3), "raw")
-    affine.scale.set_value(paddle.to_tensor(np.float32([1, 0, -2])))
+    affine.scale.set_value(paddle.to_tensor([1, 0, -2], "float32"))
     _, log_det = affine(paddle.ones([1, 1, 1, 3]))
     log_det.backward()
     assert log_det.item() == pytest.approx(np.log(1e-6) + np.log(2), rel=1e-5)

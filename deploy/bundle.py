@@ -1,0 +1,92 @@
+"""An exported bundle on disk: graph, parameters and inference.yml, read and checked."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metrics.threshold import Threshold
+from utils.errors import UserError
+
+FORMAT = 1
+SIDECAR = "inference.yml"
+GRAPHS = ("inference.json", "inference.pdmodel")  # Paddle 3 writes the first, Paddle 2 the second
+PARAMETERS = "inference.pdiparams"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """What a bundle says about itself."""
+
+    folder: Path
+    graph: Path
+    parameters: Path
+    input_size: tuple[int, int]  # height, width
+    resize: str
+    image_threshold: Threshold
+    pixel_threshold: Threshold
+    color_scale: tuple[float, float]
+    about: Mapping[str, Any]  # the whole of inference.yml
+
+
+def read_bundle(folder: str | Path) -> Bundle:
+    """Read and check a bundle; `UserError` if a file is missing, changed or not understood."""
+    folder = Path(folder)
+    sidecar = folder / SIDECAR
+    if not sidecar.is_file():
+        raise UserError(
+            f"{folder}: no {SIDECAR} here; make the bundle with deploy/export_model.py, or mend "
+            "--save_inference_dir"
+        )
+    about = _load(sidecar)
+    graph = next((folder / name for name in GRAPHS if (folder / name).is_file()), None)
+    if graph is None:
+        raise UserError(f"{folder}: none of {', '.join(GRAPHS)} is here; export again")
+    parameters = folder / PARAMETERS
+    for path in (graph, parameters):
+        expected = about["files"].get(path.name)
+        if expected is None or file_sha256(path) != expected:
+            raise UserError(f"{path}: not the file that {SIDECAR} describes; export again")
+    height, width = about["input"]["size"]
+    low, high = about["color_scale"]
+    return Bundle(
+        folder=folder,
+        graph=graph,
+        parameters=parameters,
+        input_size=(int(height), int(width)),
+        resize=about["input"]["resize"],
+        image_threshold=Threshold.from_dict(about["thresholds"]["image"]),
+        pixel_threshold=Threshold.from_dict(about["thresholds"]["pixel"]),
+        color_scale=(float(low), float(high)),
+        about=about,
+    )
+
+
+def _load(sidecar: Path) -> dict[str, Any]:
+    try:
+        about = yaml.safe_load(sidecar.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise UserError(f"{sidecar}: not a YAML file; export again") from None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        found = about.get("format") if isinstance(about, dict) else None
+        raise UserError(f"{sidecar}: bundle format {found!r}; this version reads {FORMAT}")
+    needed = ("files", "input", "thresholds", "color_scale")
+    missing = [key for key in needed if key not in about]
+    if missing:
+        raise UserError(f"{sidecar}: '{missing[0]}' is missing; export again")
+    return about
+
+
+def file_sha256(path: Path) -> str:
+    """Return the sha256 of a file; `UserError` if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    return digest.hexdigest()

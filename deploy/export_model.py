@@ -1,0 +1,158 @@
+"""Export a trained detector as a static graph, and prove that it gives the same scores."""
+
+import sys
+import tempfile
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if not __package__:  # started as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+import yaml
+
+from utils import cli, runtime
+from utils.errors import UserError
+from utils.files import atomic_write_bytes
+
+if TYPE_CHECKING:
+    from engine.checkpoint import Checkpoint
+    from engine.evaluator import Calibration
+    from models.detector import Detector
+    from utils.config import Config
+
+TOLERANCE = 1e-4  # of the score
+IMAGES = 8  # real images to compare on
+
+
+def parse(argv: Sequence[str] | None) -> Namespace:
+    """Read the command line."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument(
+        "-cfg", "--config", help="accepted for compatibility; a run knows its own configuration"
+    )
+    parser.add_argument("-cat", "--category", default="bottle")
+    parser.add_argument("--exp_dir", default="exp", help="name below results/, or a path")
+    parser.add_argument("--save_inference_dir", help="default: export.dir of the run")
+    cli.add_flag(parser, "--is_last", "take the last checkpoint instead of the best")
+    parser.add_argument("--data", help="images to compare on; default: those of the training")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None) -> int:
+    """Export one category."""
+    args = parse(argv)
+    runtime.prepare()
+    from deploy.bundle import read_bundle
+    from deploy.engines import EngineOptions, PaddleEngine
+    from engine import session
+    from engine.evaluator import run
+
+    runtime.use_device("cpu")
+    found, detector, calibration = session.open_detector(
+        args.exp_dir, args.category, last=args.is_last
+    )
+    if calibration is None:
+        raise UserError(f"{found.folder}: no thresholds; finish the training (train.py --resume)")
+    images = real_images(found.config, args.data, found.meta["category"])
+    expected_maps, expected_scores = run(detector, images)
+    target = Path(args.save_inference_dir or found.config.export.dir)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        save_graph(detector, folder)
+        about = describe(found, calibration, folder)
+        write_sidecar(folder, about)
+        maps, scores = PaddleEngine(read_bundle(folder), EngineOptions()).run(images)
+        about["parity"] = parity = {
+            "images": len(images),
+            "score_max_difference": float(np.abs(scores - expected_scores).max()),
+            "map_max_difference": float(np.abs(maps - expected_maps).max()),
+        }
+        print(
+            f"exported against dynamic model on {len(images)} images: score differs by at most "
+            f"{parity['score_max_difference']:.2g}, map by {parity['map_max_difference']:.2g}"
+        )
+        if not parity["score_max_difference"] <= TOLERANCE:
+            raise UserError(
+                f"{target}: the exported graph's score differs by more than {TOLERANCE}; "
+                "nothing was written; please report this configuration"
+            )
+        write_sidecar(folder, about)
+        publish(folder, target)
+    print(f"inference model has been saved into {target}")
+    return 0
+
+
+def save_graph(detector: "Detector", folder: Path) -> None:
+    """Fold what depends on parameters alone, and write graph and parameters for any batch size."""
+    import paddle
+
+    detector.eval()
+    detector.flow.fold()
+    spec = paddle.static.InputSpec([None, 3, *detector.input_size], "float32", "image")
+    static = paddle.jit.to_static(detector, input_spec=[spec], full_graph=True)
+    paddle.jit.save(static, str(folder / "inference"))
+
+
+def describe(found: "Checkpoint", calibration: "Calibration", folder: Path) -> dict[str, Any]:
+    """Return the content of inference.yml."""
+    from deploy.bundle import FORMAT, file_sha256
+
+    model, meta = found.config.model, found.meta
+    return {
+        "format": FORMAT,
+        "model": {
+            "flow": model.flow, "backbone": model.backbone, "category": meta["category"],
+            "preset": meta["preset"], "backbone_sha256": meta["backbone"]["sha256"],
+            "checkpoint": found.folder.name, "epoch": meta["progress"]["epoch"],
+            "seed": found.config.train.seed,
+        },
+        "input": {
+            "name": "image", "size": list(model.input_size), "resize": found.config.data.resize,
+            "color": "RGB", "range": [0.0, 1.0],
+        },
+        "outputs": ["anomaly_map", "score"],
+        "scorer": {"score": model.score, "blur_sigma": model.blur_sigma},
+        "thresholds": {
+            "image": calibration.image.to_dict(), "pixel": calibration.pixel.to_dict(),
+        },
+        "color_scale": list(calibration.color_scale),
+        "versions": runtime.versions(),
+        "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
+    }  # fmt: skip
+
+
+def write_sidecar(folder: Path, about: dict[str, Any]) -> None:
+    """Write inference.yml."""
+    from deploy.bundle import SIDECAR
+
+    text = yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
+    (folder / SIDECAR).write_text(text, encoding="utf-8")
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Bring the files of a bundle into `target`, each one atomically and inference.yml last.
+
+    Until that last file is there, its hashes tell a reader that the others are not its own.
+    """
+    from deploy.bundle import SIDECAR
+
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == SIDECAR):
+        atomic_write_bytes(target / path.name, path.read_bytes())
+
+
+def real_images(config: "Config", root: str | None, name: str) -> np.ndarray:
+    """Return up to `IMAGES` images (B, 3, H, W), spread over test and training images."""
+    from datasets.folder import find_category
+    from engine.session import image_reader
+
+    category = find_category(Path(root or config.data.root), name)
+    records = [*category.test, *category.train]
+    chosen = np.unique(np.linspace(0, len(records) - 1, IMAGES).round().astype(int))
+    return image_reader(records, config)(chosen)[0]
+
+
+if __name__ == "__main__":
+    cli.run(main)

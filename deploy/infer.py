@@ -1,0 +1,110 @@
+"""Run an exported bundle on images: scores, verdicts, pictures, and a latency report."""
+
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if not __package__:  # started as a file
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from utils import cli, runtime
+
+if TYPE_CHECKING:
+    from deploy.bundle import Bundle
+    from deploy.engines import EngineOptions
+
+
+def parse(argv: Sequence[str] | None) -> Namespace:
+    """Read the command line."""
+    parser = cli.Parser(__doc__)
+    parser.add_argument(
+        "-cfg", "--config", help="accepted for compatibility; a bundle knows all it needs"
+    )
+    parser.add_argument("--image_path", default="images/bottle_bad.png", help="file, folder, glob")
+    parser.add_argument("--save_inference_dir", default="deploy/inference", help="the bundle")
+    cli.add_flag(parser, "--use_gpu", "run on the GPU")
+    parser.add_argument("--gpu_id", type=int, default=0)
+    parser.add_argument("--cpu_threads", type=cli.positive, default=1)
+    cli.add_flag(parser, "--enable_mkldnn", "oneDNN kernels, if they pass a self-check first")
+    parser.add_argument("--batch_size", type=cli.positive, default=1)
+    parser.add_argument("--max_batch_size", type=cli.positive, default=16, help="upper bound")
+    parser.add_argument("--image_threshold", type=float, help="default: the bundle's own")
+    parser.add_argument("--pixel_threshold", type=float, help="default: the bundle's own")
+    parser.add_argument("--output", default="output", help="for results.jsonl and pictures")
+    cli.add_flag(parser, "--save_maps", "write raw maps as .npy, in the geometry of the image")
+    cli.add_flag(parser, "--benchmark", "report latency by stage; writes no pictures")
+    parser.add_argument("--warmup", type=int, default=0, help="batches left out of the report")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None) -> int:
+    """Predict image by image; unreadable ones are counted and skipped unless there is just one."""
+    args = parse(argv)
+    runtime.prepare()
+    from deploy.benchmark import Stopwatch
+    from deploy.bundle import read_bundle
+    from deploy.engines import EngineOptions, create_engine
+    from utils.image import list_images
+    from utils.predictions import PhotoReader, PredictionWriter, chosen_threshold, console_line
+
+    paths = list_images(args.image_path)
+    bundle = read_bundle(args.save_inference_dir)
+    options = EngineOptions(args.use_gpu, args.gpu_id, args.cpu_threads, args.enable_mkldnn)
+    engine, note = create_engine(bundle, options)
+    if note:
+        print(note)
+    image = chosen_threshold(args.image_threshold, bundle.image_threshold, "--image_threshold")
+    pixel = chosen_threshold(args.pixel_threshold, bundle.pixel_threshold, "--pixel_threshold")
+    print(f"image {image.describe()}")
+    writer = PredictionWriter(
+        Path(args.output), image, pixel, bundle.color_scale, pictures=not args.benchmark,
+        maps=args.save_maps,
+    )  # fmt: skip
+    reader = PhotoReader(bundle.input_size, bundle.resize)
+    batch_size = min(args.batch_size, args.max_batch_size)
+    watch = Stopwatch(args.warmup)
+    batches = reader.batches(paths, batch_size)
+    while True:
+        with watch.stage("preprocess_time"):
+            photos = next(batches, None)
+            if photos is None:
+                break
+            images = np.stack([photo.network_input for photo in photos])
+        with watch.stage("inference_time"):
+            maps, scores = engine.run(images)
+        with watch.stage("postprocess_time"):
+            results = [writer.add(*each) for each in zip(photos, maps, scores, strict=True)]
+        watch.batch_done(len(photos))
+        for result in results:
+            print(console_line(result, alone=len(paths) == 1))
+    writer.close()
+    if reader.skipped:
+        print(reader.warning(), file=sys.stderr)
+    if args.benchmark:
+        print(watch.report(_blocks(bundle, engine.options, batch_size)))
+    print(f"results in {args.output}")
+    return 0
+
+
+def _blocks(
+    bundle: "Bundle", options: "EngineOptions", batch_size: int
+) -> dict[str, dict[str, object]]:
+    return {
+        "Paddle info": {"paddle_version": runtime.versions().get("paddlepaddle", "n/a")},
+        "Conf info": {
+            "runtime_device": f"gpu:{options.gpu_id}" if options.use_gpu else "cpu",
+            "enable_mkldnn": options.onednn,
+            "cpu_math_library_num_threads": options.cpu_threads,
+            "enable_memory_optim": True,
+        },
+        "Model info": {"model_name": bundle.about["model"]["preset"], "precision": "fp32"},
+        "Data info": {"batch_size": batch_size, "input_shape": f"3,{bundle.input_size}"},
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)
