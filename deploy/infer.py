@@ -102,7 +102,10 @@ def _blocks(
             "enable_memory_optim": True,
         },
         "Model info": {"model_name": bundle.about["model"]["preset"], "precision": "fp32"},
-        "Data info": {"batch_size": batch_size, "input_shape": f"3,{bundle.input_size}"},
+        "Data info": {
+            "batch_size": batch_size,
+            "input_shape": "3,{},{}".format(*bundle.input_size),
+        },
     }
 
 

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 from utils.config import Config, from_dict
 from utils.errors import UserError
 from utils.files import atomic_folder, atomic_write_text, recover_folder
+from utils.safe_pickle import read_pdparams
 
 FORMAT = 1
 # What a resumed run may set anew: where things are, how fast, how often, how long.
@@ -24,6 +25,7 @@ MAY_CHANGE = (
     "train.log_every", "train.patience", "model.weights",
 )  # fmt: skip
 HEAD, OPTIMIZER, META = "head.safetensors", "optimizer.safetensors", "meta.json"
+PADDLE_HEAD = "head.pdparams"  # the same weights in the form that Paddle users expect
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,8 @@ class Checkpoint:
 
     def load_head(self, detector: nn.Layer) -> None:
         """Put the trained weights into a detector; `UserError` if the names or shapes differ."""
-        state = _read_tensors(self.folder / HEAD)
+        path = self.folder / HEAD
+        state = _read_tensors(path) if path.exists() else _read_pdparams(self.folder)
         expected = detector.head_state()
         for name, tensor in expected.items():
             if name not in state or list(state[name].shape) != list(tensor.shape):
@@ -72,6 +75,7 @@ def save(
     document = {"format": FORMAT, **meta, "config": config.to_dict()}
     with atomic_folder(folder) as temporary:
         save_file(head, temporary / HEAD)
+        paddle.save(detector.head_state(), str(temporary / PADDLE_HEAD))
         if optimizer is not None:
             save_file(_optimizer_state(detector, optimizer), temporary / OPTIMIZER)
         _write_meta(temporary / META, document)
@@ -157,6 +161,13 @@ def _read_tensors(path: Path) -> dict[str, np.ndarray]:
     except (OSError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{path}: cannot be read ({reason}); the checkpoint is damaged") from None
+
+
+def _read_pdparams(folder: Path) -> dict[str, np.ndarray]:
+    path = folder / PADDLE_HEAD
+    if not path.is_file():
+        raise UserError(f"{folder}: neither {HEAD} nor {PADDLE_HEAD} here; restore one of them")
+    return read_pdparams(path)
 
 
 def _write_meta(path: Path, meta: Mapping[str, Any]) -> None:

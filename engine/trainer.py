@@ -186,10 +186,11 @@ class Trainer:
         cost = meter.per_batch()
         self.log.say(
             f"[{self.label}] epoch: {epoch}/{self.settings.epochs}, iter: {index}/{steps}, "
-            f"lr: {self.optimizer.get_lr():.6g}, loss: {losses[-1]:.6f} (mean {np.mean(losses):.6f}"
-            f" nats/dim), avg_reader_cost: {cost['avg_reader_cost']:.5f} sec, "
+            f"lr: {self.optimizer.get_lr():.6g}, loss: {losses[-1]:.6f}, "
+            f"avg_reader_cost: {cost['avg_reader_cost']:.5f} sec, "
             f"avg_batch_cost: {cost['avg_batch_cost']:.5f} sec, "
-            f"avg_samples: {cost['avg_samples']:.1f}, ips: {cost['ips']:.2f} images/sec"
+            f"avg_samples: {cost['avg_samples']:.1f}, ips: {cost['ips']:.2f} images/sec "
+            f"(epoch so far: {np.mean(losses):.6f} nats per dimension)"
         )
         self.log.event("step", self.progress.step, epoch=epoch, loss=losses[-1], **cost)
 

@@ -36,7 +36,7 @@ def _fastflow(
         "norm_momentum", "global_scale", "loss_norm", "init",
     )  # fmt: skip
     flow = FastFlow(channels, sizes, rng=rng, **{name: model[name] for name in names})
-    score = {name: model[name] for name in ("score", "align_corners", "blur_sigma")}
+    score = {name: model[name] for name in ("score", "score_from", "align_corners", "blur_sigma")}
     return flow, FastFlowScorer(sizes, tuple(model["input_size"]), **score)
 
 

@@ -16,7 +16,7 @@ class FastFlowScorer(nn.Layer):
     `probability`: 1 − exp(−m/2), from 0 to 1; `energy`: m/2, which does not saturate; `nll`:
     m/2 − log|det J|/C, the likelihood that training maximises, in nats per dimension.
     The map is smoothed by a Gaussian of `blur_sigma` input pixels (SciPy's defaults: truncate 4,
-    reflect); the score is taken before that.
+    reflect); the score is taken before that (`sharp`) or from the smoothed map (`smooth`).
 
     Bilinear up-sampling and blur are linear, so each level needs two products with constant
     matrices, U·m·Uᵀ: exact, and it runs on every inference engine.
@@ -30,10 +30,12 @@ class FastFlowScorer(nn.Layer):
         score: str,
         align_corners: bool,
         blur_sigma: float,
+        score_from: str = "sharp",
     ) -> None:
         super().__init__()
         self.score = score
         self.blurred = blur_sigma > 0
+        self.sharp_score = score_from == "sharp"
         for level, size in enumerate(level_sizes):
             for axis, name in enumerate(("rows", "columns")):
                 matrix = upsampling_matrix(size[axis], input_size[axis], align_corners)
@@ -49,8 +51,8 @@ class FastFlowScorer(nn.Layer):
     def forward(self, latents: list[Tensor], log_dets: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Return the map (B, 1, H, W) at input size and the score (B,); higher is worse."""
         levels = [self._level_map(z, log_dets[level]) for level, z in enumerate(latents)]
-        sharp = self._average(levels, "")
-        smooth = self._average(levels, "smooth_") if self.blurred else sharp
+        smooth = self._average(levels, "smooth_" if self.blurred else "")  # (B, H, W)
+        sharp = self._average(levels, "") if self.blurred and self.sharp_score else smooth
         return smooth.unsqueeze(1), sharp.max([1, 2])
 
     def _level_map(self, z: Tensor, log_det: Tensor) -> Tensor:

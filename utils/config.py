@@ -36,7 +36,8 @@ class FastFlowModel:
     loss_norm: Literal["per_element", "none"] = "per_element"
     score: Literal["probability", "energy", "nll"] = "probability"  # what the map shows
     align_corners: bool = False  # of the maps' up-sampling
-    blur_sigma: float = 0.0  # smooths the map, in input pixels; the score is taken before
+    blur_sigma: float = 0.0  # smooths the map, in input pixels
+    score_from: Literal["sharp", "smooth"] = "sharp"  # the score's map: before or after the blur
 
 
 ModelSection = FastFlowModel

@@ -49,6 +49,14 @@ def test_map_is_the_smoothed_mean_and_score_the_sharp_maximum():
     np.testing.assert_allclose(anomaly_map.numpy()[:, 0], smooth, atol=1e-6)
 
 
+def test_score_may_be_taken_from_the_smoothed_map():
+    scorer = FastFlowScorer(
+        SIZES, INPUT, score="nll", align_corners=False, blur_sigma=2.5, score_from="smooth"
+    )
+    anomaly_map, score = scorer(latents(2), log_dets(2))
+    np.testing.assert_array_equal(score.numpy(), anomaly_map.numpy().max((1, 2, 3)))
+
+
 def test_energy_does_not_saturate():
     z = [20 * level for level in latents(2)]
     maps = {}
