@@ -13,7 +13,7 @@ from paddle import Tensor, nn
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from utils.config import Config, from_dict
+from utils.config import Config, differences, from_dict
 from utils.errors import UserError
 from utils.files import atomic_folder, atomic_write_text, recover_folder
 from utils.safe_pickle import read_pdparams
@@ -60,6 +60,11 @@ class Checkpoint:
         for name, parameter in _trained(detector).items():
             for key in [k for k in state if k.startswith(name + "/")]:
                 values[parameter.name + key[len(name) + 1 :]] = paddle.to_tensor(state[key])
+        if len(values) != len(state):
+            raise UserError(
+                f"{self.folder / OPTIMIZER}: belongs to another configuration; restore the file "
+                f"that was written with {HEAD}"
+            )
         optimizer.set_state_dict(values)
 
 
@@ -98,10 +103,11 @@ def read(folder: Path) -> Checkpoint | None:
         meta = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise UserError(f"{path}: not a JSON file; the checkpoint is damaged") from None
-    if meta.get("format") != FORMAT:
-        raise UserError(
-            f"{path}: checkpoint format {meta.get('format')!r}; this version reads {FORMAT}"
-        )
+    found = meta.get("format") if isinstance(meta, dict) else None
+    if found != FORMAT:
+        raise UserError(f"{path}: checkpoint format {found!r}; this version reads {FORMAT}")
+    if missing := [key for key in ("config", "progress", "backbone", "data") if key not in meta]:
+        raise UserError(f"{path}: '{missing[0]}' is missing; the checkpoint is damaged")
     return Checkpoint(folder, from_dict(meta["config"], str(path)), meta)
 
 
@@ -119,15 +125,27 @@ def open_run(run: Path, which: str) -> Checkpoint:
 
 def check_same_run(checkpoint: Checkpoint, config: Config) -> None:
     """Raise `UserError` if going on with this configuration would not continue the same run."""
-    ours, stored = config.to_dict(), checkpoint.config.to_dict()
-    for section in ("model", "data", "train"):
-        for key, value in ours[section].items():
-            name = f"{section}.{key}"
-            if name not in MAY_CHANGE and stored[section].get(key) != value:
-                raise UserError(
-                    f"{checkpoint.folder}: the run has {name} = {stored[section].get(key)}, not "
-                    f"{value}; resume with its own value or start another run"
-                )
+    for name, (stored, ours) in differences(checkpoint.config, config).items():
+        if name not in MAY_CHANGE and name.startswith(("model.", "data.", "train.")):
+            raise UserError(
+                f"{checkpoint.folder}: the run has {name} = {stored}, not {ours}; resume with its "
+                "own value or start another run"
+            )
+
+
+def check_same_data(checkpoint: Checkpoint, meta: Mapping[str, Any]) -> None:
+    """Raise `UserError` if backbone weights or training images are not those of the run."""
+    stored = checkpoint.meta
+    if stored["backbone"]["sha256"] != meta["backbone"]["sha256"]:
+        raise UserError(
+            f"{checkpoint.folder}: the backbone's weights changed since ({meta['backbone']['source']}"
+            f" now, {stored['backbone']['source']} then); put them back or start another run"
+        )
+    if stored["data"]["digest"] != meta["data"]["digest"]:
+        raise UserError(
+            f"{checkpoint.folder}: training images changed since; put them back or start another "
+            "run"
+        )
 
 
 def remove_run(folder: Path) -> None:

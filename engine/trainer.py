@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import paddle
@@ -74,6 +74,7 @@ class Trainer:
         last = checkpoint.read(self.folder / "last")
         if last is None:
             return False
+        checkpoint.check_same_data(last, self.meta)
         last.load_head(self.detector)
         last.load_optimizer(self.detector, self.optimizer)
         self.progress = Progress(**last.meta["progress"])
@@ -88,23 +89,22 @@ class Trainer:
         """
         progress, settings = self.progress, self.settings
         steps = len(self._batches(train, 0))
-        bar = tqdm(
+        with tqdm(
             total=settings.epochs * steps, initial=progress.epoch * steps, unit="step",
             desc=self.label, disable=None, dynamic_ncols=True,
-        )  # fmt: skip
-        while progress.epoch < settings.epochs and not self._out_of_patience():
-            epoch = progress.epoch + 1
-            started = time.perf_counter()
-            loss = self._train_epoch(train, epoch, bar)
-            nll = self._holdout_nll(holdout)
-            progress.epoch = epoch
-            self.log.event(
-                "epoch", epoch, train_nll=loss, holdout_nll=nll, lr=self.optimizer.get_lr(),
-                seconds=round(time.perf_counter() - started, 3),
-            )  # fmt: skip
-            value = [-nll] if select is None else select(epoch)
-            self._keep(None if value is None else list(value))
-        bar.close()
+        ) as bar:  # fmt: skip
+            while progress.epoch < settings.epochs and not self._out_of_patience():
+                epoch = progress.epoch + 1
+                started = time.perf_counter()
+                loss = self._train_epoch(train, epoch, bar)
+                nll = self._holdout_nll(holdout, epoch)
+                progress.epoch = epoch
+                self.log.event(
+                    "epoch", epoch, train_nll=loss, holdout_nll=nll, lr=self.optimizer.get_lr(),
+                    seconds=round(time.perf_counter() - started, 3),
+                )  # fmt: skip
+                value = [-nll] if select is None else select(epoch)
+                self._keep(None if value is None else list(value))
         if progress.epoch < settings.epochs:
             self.log.say(f"[{self.label}] stopped: no better epoch for {settings.patience} epochs")
 
@@ -134,32 +134,38 @@ class Trainer:
     def _step(self, features: list[Tensor], epoch: int) -> float:
         with paddle.amp.auto_cast(enable=self.settings.amp):
             loss, nll = self.detector.objective(features)
-        value = nll.item()
         if not math.isfinite(loss.item()):
-            self._explain(features, epoch, value)
+            step = self.progress.step + 1
+            self._explain(features, f"loss is {loss.item()} at epoch {epoch}, step {step}")
         self.scaler.scale(loss).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.clear_grad(set_to_zero=False)
         self.progress.step += 1
-        self.progress.loss = value
-        return value
+        self.progress.loss = nll.item()
+        return self.progress.loss
 
-    def _explain(self, features: list[Tensor], epoch: int, value: float) -> None:
+    def _explain(self, features: list[Tensor], what: str) -> NoReturn:
         where = first_non_finite(self.detector, lambda: self.detector.objective(features))
-        last = self.progress.loss
+        progress = self.progress
+        last = f"{progress.loss:.4f}" if progress.step else "none"
+        kept = f"epoch {progress.epoch} is kept" if progress.epoch else "none yet"
         raise UserError(
-            f"{self.folder}: loss is {value} at epoch {epoch}, step {self.progress.step + 1} (last "
-            f"finite loss {last:.4f}); first seen in {where}; lower train.lr or set "
-            "train.clip_norm, then start again; the last checkpoint is kept"
+            f"{self.folder}: {what} (last finite loss: {last}); first seen in {where}; lower "
+            f"train.lr or set train.clip_norm, then start again; checkpoint: {kept}"
         )
 
-    def _holdout_nll(self, holdout: Source) -> float:
+    def _holdout_nll(self, holdout: Source, epoch: int) -> float:
         self.detector.eval()
         values = []
         for features in holdout.pyramids(in_order(holdout.count, self.settings.batch_size)):
             with paddle.no_grad():
                 values.append(self.detector.features_nll(features).numpy())
+            if not np.isfinite(values[-1]).all():  # a checkpoint of this must not replace a sound one
+                step = self.progress.step
+                self._explain(
+                    features, f"held-out likelihood is not finite at epoch {epoch}, step {step}"
+                )
         return float(np.mean(np.concatenate(values), dtype=np.float64))
 
     def _keep(self, value: list[float] | None) -> None:

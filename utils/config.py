@@ -2,6 +2,8 @@
 
 import dataclasses
 import difflib
+import json
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -128,6 +130,19 @@ SECTIONS: dict[str, type] = {
 }
 
 
+def differences(first: Config, second: Config) -> dict[str, tuple[Any, Any]]:
+    """Return {'section.key': (value in first, value in second)} where the two are not equal."""
+    one, two = first.to_dict(), second.to_dict()
+    keys = {f"{s}.{k}": (s, k) for plain in (one, two) for s in plain for k in plain[s]}
+    pairs = {name: (one[s].get(k), two[s].get(k)) for name, (s, k) in keys.items()}
+    return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def assignments(values: Mapping[str, Any]) -> list[str]:
+    """Return overrides for all values but None; text stays text, whatever YAML would read in it."""
+    return [f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in values.items() if v is not None]
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply `section.key=value` overrides; `UserError` on any fault."""
     path = Path(path)
@@ -170,7 +185,7 @@ def from_dict(plain: Mapping[str, Any], where: str) -> Config:
             raise UserError(f"{where}: '{name}' is {section!r}; it must hold 'key: value' lines")
     model = dict(plain.get("model") or {})
     flow = model.get("flow", "fastflow")
-    if flow not in MODEL_SECTIONS:
+    if not isinstance(flow, str) or flow not in MODEL_SECTIONS:
         raise UserError(f"{where}: model.flow is {flow!r}; choose from {', '.join(MODEL_SECTIONS)}")
     sections = {
         name: _section(kind, dict(plain.get(name) or {}), name, where)

@@ -14,6 +14,7 @@ from models.flows.fastflow import FastFlow
 from models.flows.layers import CLAMPS, COUPLINGS, GLOBAL_SCALES, CouplingStep, GlobalAffine
 from models.flows.subnets import ConvSubnet
 from models.scoring import FastFlowScorer
+from tests.golden.make_fastflow import TARGET, pinned_values
 
 REFERENCE: dict[str, Any] = {
     "coupling": "one_sided",
@@ -304,3 +305,11 @@ def test_static_graph_layout_gives_the_same_numbers():
     assert ops.channels_last()
     for a, b in zip(expected[0] + expected[1], actual[0] + actual[1], strict=True):
         np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-6)
+
+
+def test_pinned_small_flow():
+    with np.load(TARGET) as pinned:
+        values = pinned_values()
+        assert set(values) == set(pinned)
+        for name, value in values.items():
+            np.testing.assert_allclose(value, pinned[name], atol=1e-5, rtol=1e-5)
