@@ -23,7 +23,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument(
         "-cfg", "--config", help="accepted for compatibility; a run knows its own configuration"
     )
-    parser.add_argument("-cat", "--category", default="bottle", help="a category, or all")
+    parser.add_argument("-cat", "--category", help="a category, or all; default: the trained one")
     parser.add_argument("--exp_dir", default="exp", help="name below results/, or a path")
     parser.add_argument("--data", help="folder of the categories; default: as in training")
     cli.add_flag(parser, "--is_last", "take the last checkpoint instead of the best")
@@ -43,7 +43,10 @@ def main(argv: Sequence[str] | None) -> int:
     from utils.report import console_table, markdown_table, seed_style_lines
 
     runtime.use_device(args.device)
-    names = session.trained_categories(args.exp_dir) if args.category == "all" else [args.category]
+    if args.category == "all":
+        names = session.trained_categories(args.exp_dir)
+    else:
+        names = [session.chosen_category(args.exp_dir, args.category)]
     if not names:
         raise UserError(
             f"{session.run_folder(args.exp_dir)}: no trained category here; train first"

@@ -17,7 +17,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
         "-cfg", "--config", help="accepted for compatibility; a run knows its own configuration"
     )
     parser.add_argument("--image_path", required=True, help="a file, a folder or a pattern")
-    parser.add_argument("-cat", "--category", default="bottle")
+    parser.add_argument("-cat", "--category", help="default: the trained one")
     parser.add_argument("--exp_dir", default="exp", help="name below results/, or a path")
     cli.add_flag(parser, "--is_last", "take the last checkpoint instead of the best")
     parser.add_argument("--image_threshold", type=float, help="default: the run's own")
@@ -41,11 +41,12 @@ def main(argv: Sequence[str] | None) -> int:
 
     paths = list_images(args.image_path)
     runtime.use_device(args.device)
-    found, detector, stored = session.open_detector(args.exp_dir, args.category, last=args.is_last)
+    name = session.chosen_category(args.exp_dir, args.category)
+    found, detector, stored = session.open_detector(args.exp_dir, name, last=args.is_last)
     cuts = (stored.image, stored.pixel) if stored else (None, None)
     image = chosen_threshold(args.image_threshold, cuts[0], "--image_threshold")
     pixel = chosen_threshold(args.pixel_threshold, cuts[1], "--pixel_threshold")
-    default = session.run_folder(args.exp_dir, args.category) / "predictions"
+    default = session.run_folder(args.exp_dir, name) / "predictions"
     output = Path(args.output) if args.output else default
     scale = stored.color_scale if stored else (0.0, 2 * pixel.value)
     writer = PredictionWriter(output, image, pixel, scale, maps=args.save_maps)

@@ -5,6 +5,7 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from utils import cli, runtime
@@ -19,7 +20,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
     parser.add_argument("-cfg", "--config", default="configs/resnet18.yaml")
-    parser.add_argument("-cat", "--category", default="bottle", help="a category, or all")
+    parser.add_argument("-cat", "--category", help="a category, or all; default: bottle")
     parser.add_argument("--exp_dir", default="", help="name below results/, or a path")
     parser.add_argument("--data", help="folder of the categories, or of images of one of them")
     parser.add_argument("--epochs", type=cli.positive)
@@ -51,8 +52,10 @@ def main(argv: Sequence[str] | None) -> int:
     given = [f"{key}={value}" for key, value in flags.items() if value is not None]
     config = load(args.config, [*args.o, *given])
     root = Path(config.data.root)
-    names = find_categories(root) if args.category == "all" else [args.category]
+    names = find_categories(root) if args.category == "all" else [args.category or "bottle"]
     categories = [find_category(root, name) for name in names]
+    if args.category and args.category != "all":  # the folder may have another name
+        categories = [dataclasses.replace(categories[0], name=args.category)]
     if args.check:
         reports = [check_category(c, config.model.input_size) for c in categories]
         print("\n\n".join(report.render() for report in reports))
@@ -100,8 +103,8 @@ def train_category(config: Config, category: "Category", exp_dir: str, args: Nam
     log.say(f"[{category.name}] pixel {calibration.pixel.describe()}")
     log.say(
         f"[{category.name}] done after epoch {trainer.progress.epoch} (best: "
-        f"{trainer.progress.best_epoch}); next: python eval.py --exp_dir {exp_dir} "
-        f"-cat {category.name} --data {config.data.root}"
+        f"{trainer.progress.best_epoch}); next: python eval.py --exp_dir "
+        f"{quote(exp_dir)} -cat {quote(category.name)} --data {quote(config.data.root)}"
     )
     log.close()
 

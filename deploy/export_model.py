@@ -33,7 +33,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument(
         "-cfg", "--config", help="accepted for compatibility; a run knows its own configuration"
     )
-    parser.add_argument("-cat", "--category", default="bottle")
+    parser.add_argument("-cat", "--category", help="default: the trained one")
     parser.add_argument("--exp_dir", default="exp", help="name below results/, or a path")
     parser.add_argument("--save_inference_dir", help="default: export.dir of the run")
     cli.add_flag(parser, "--is_last", "take the last checkpoint instead of the best")
@@ -51,9 +51,8 @@ def main(argv: Sequence[str] | None) -> int:
     from engine.evaluator import run
 
     runtime.use_device("cpu")
-    found, detector, calibration = session.open_detector(
-        args.exp_dir, args.category, last=args.is_last
-    )
+    name = session.chosen_category(args.exp_dir, args.category)
+    found, detector, calibration = session.open_detector(args.exp_dir, name, last=args.is_last)
     if calibration is None:
         raise UserError(f"{found.folder}: no thresholds; finish the training (train.py --resume)")
     images = real_images(found.config, args.data, found.meta["category"])

@@ -135,16 +135,15 @@ def check_same_run(checkpoint: Checkpoint, config: Config) -> None:
 
 def check_same_data(checkpoint: Checkpoint, meta: Mapping[str, Any]) -> None:
     """Raise `UserError` if backbone weights or training images are not those of the run."""
-    stored = checkpoint.meta
-    if stored["backbone"]["sha256"] != meta["backbone"]["sha256"]:
+    then, now = checkpoint.meta, meta
+    if then["backbone"]["sha256"] != now["backbone"]["sha256"]:
         raise UserError(
-            f"{checkpoint.folder}: the backbone's weights changed since ({meta['backbone']['source']}"
-            f" now, {stored['backbone']['source']} then); put them back or start another run"
+            f"{checkpoint.folder}: backbone weights changed since ({then['backbone']['source']}"
+            f" became {now['backbone']['source']}); put them back or start another run"
         )
-    if stored["data"]["digest"] != meta["data"]["digest"]:
+    if then["data"]["digest"] != now["data"]["digest"]:
         raise UserError(
-            f"{checkpoint.folder}: training images changed since; put them back or start another "
-            "run"
+            f"{checkpoint.folder}: training images changed since; restore them or start another run"
         )
 
 

@@ -15,9 +15,9 @@ class RunLog:
 
     def __init__(self, folder: Path, curves: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._curves = visualdl_writer()(logdir=str(folder / "vdl")) if curves else None
         self._text = (folder / "train.log").open("a", encoding="utf-8", buffering=1)
         self._events = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
-        self._curves = _visualdl_writer(folder / "vdl") if curves else None
 
     def say(self, message: str) -> None:
         """Print a line above the progress bar and append it to `train.log`."""
@@ -40,11 +40,12 @@ class RunLog:
             self._curves.close()
 
 
-def _visualdl_writer(folder: Path) -> Any:
+def visualdl_writer() -> Any:
+    """Return VisualDL's writer class; `UserError` with the remedy if it is not installed."""
     try:
         from visualdl import LogWriter
     except ImportError:
         raise UserError(
             "--use_vdl: VisualDL is not installed; pip install -r requirements-visualdl.txt"
         ) from None
-    return LogWriter(logdir=str(folder))
+    return LogWriter

@@ -53,6 +53,18 @@ def trained_categories(exp_dir: str) -> list[str]:
     return sorted(path.parent.parent.name for path in found)
 
 
+def chosen_category(exp_dir: str, given: str | None) -> str:
+    """Return the category to load: the given one, the only trained one, or bottle."""
+    if given:
+        return given
+    trained = trained_categories(exp_dir)
+    if len(trained) == 1:
+        return trained[0]
+    if len(trained) > 1 and "bottle" not in trained:
+        raise UserError(f"{run_folder(exp_dir)}: holds {', '.join(trained)}; choose one with -cat")
+    return "bottle"
+
+
 def new_detector(config: Config, *, allow_random: bool) -> tuple[Detector, dict[str, Any]]:
     """Build an untrained detector with backbone weights; return it and where those came from."""
     detector = build_detector(dataclasses.asdict(config.model), config.train.seed)

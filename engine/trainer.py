@@ -161,11 +161,9 @@ class Trainer:
         for features in holdout.pyramids(in_order(holdout.count, self.settings.batch_size)):
             with paddle.no_grad():
                 values.append(self.detector.features_nll(features).numpy())
-            if not np.isfinite(values[-1]).all():  # a checkpoint of this must not replace a sound one
-                step = self.progress.step
-                self._explain(
-                    features, f"held-out likelihood is not finite at epoch {epoch}, step {step}"
-                )
+            if not np.isfinite(values[-1]).all():  # must not replace a sound checkpoint
+                where = f"after epoch {epoch}, step {self.progress.step}"
+                self._explain(features, f"loss of held-out images is not finite {where}")
         return float(np.mean(np.concatenate(values), dtype=np.float64))
 
     def _keep(self, value: list[float] | None) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
+from metrics.threshold import parse_policy
 from utils.errors import UserError
 
 
@@ -187,18 +188,21 @@ def from_dict(plain: Mapping[str, Any], where: str) -> Config:
     flow = model.get("flow", "fastflow")
     if not isinstance(flow, str) or flow not in MODEL_SECTIONS:
         raise UserError(f"{where}: model.flow is {flow!r}; choose from {', '.join(MODEL_SECTIONS)}")
+    kinds = {"model": MODEL_SECTIONS[flow], **SECTIONS}
+    known = [f"{name}.{f.name}" for name, kind in kinds.items() for f in dataclasses.fields(kind)]
     sections = {
-        name: _section(kind, dict(plain.get(name) or {}), name, where)
-        for name, kind in {"model": MODEL_SECTIONS[flow], **SECTIONS}.items()
+        name: _section(kind, dict(plain.get(name) or {}), name, where, known)
+        for name, kind in kinds.items()
     }
     config = Config(**sections, per_category=_per_category(plain, sections, where))
     _check(config, where)
     return config
 
 
-def _section(kind: type, values: dict[str, Any], section: str, where: str) -> Any:
+def _section(
+    kind: type, values: dict[str, Any], section: str, where: str, known: Sequence[str]
+) -> Any:
     hints = typing.get_type_hints(kind)
-    known = [f"{section}.{name}" for name in hints]
     for name in values:
         if name not in hints:
             key = f"{section}.{name}"
@@ -233,11 +237,15 @@ def _assign(plain: dict[str, Any], key: str, value: Any, where: str) -> None:
 
 
 def _nearest(name: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if not near:  # the last part may be right, in the wrong section
-        tail = name.rpartition(".")[2]
-        near = [k for k in known if k.rpartition(".")[2] == tail][:1]
-    return f" (did you mean '{near[0]}'?)" if near else f" (known: {', '.join(known)})"
+    section, _, tail = name.rpartition(".")
+    short = "".join(word[:1] for word in tail.split("_"))  # learning_rate: lr
+    near = [k for k in known if k.rpartition(".")[2] in (tail, short)][:1]  # in any section
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f" (did you mean '{near[0]}'?)"
+    same = [k for k in known if k.startswith(f"{section}.")]
+    groups = dict.fromkeys(k.partition(".")[0] for k in known)
+    return f" (known: {', '.join(same or groups)})"
 
 
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
@@ -285,11 +293,12 @@ def _convert_scalar(value: Any, kind: type, key: str) -> Any:
             return parse_bool(value)
         if isinstance(value, bool) or value is None or isinstance(value, list | dict):
             raise ValueError
-        if kind is int and float(value) != int(float(value)):
+        number = value if kind is str or isinstance(value, int) else float(value)
+        if kind is float and not math.isfinite(number):
             raise ValueError
-        if kind is int:
-            return int(float(value))
-        return kind(value)
+        if kind is int and number != int(number):
+            raise ValueError
+        return kind(number)
     except (ValueError, OverflowError):
         raise UserError(f"{key} is {value!r}; it must be {article}") from None
 
@@ -315,8 +324,16 @@ def _check(config: Config, where: str) -> None:
         _positive(where, "train.clip_norm", train.clip_norm)
     if not 0 < data.holdout < 1:
         raise UserError(f"{where}: data.holdout is {data.holdout}; it must lie between 0 and 1")
-    if not model.strides or list(model.strides) != sorted(set(model.strides)):
-        raise UserError(f"{where}: model.strides is {list(model.strides)}; they must increase")
+    strides = list(model.strides)
+    if not strides or strides != sorted(set(strides)) or strides[0] < 1:
+        raise UserError(f"{where}: model.strides is {strides}; give increasing numbers from 1")
+    if train.select_on == "test" and 0 < train.patience < train.test_epochs:
+        raise UserError(
+            f"{where}: train.patience {train.patience} ends a run before the first evaluation at "
+            f"train.test_epochs {train.test_epochs}; raise the former or lower the latter"
+        )
+    for name in ("image_threshold", "pixel_threshold"):
+        _check_policy(f"{where}: eval.{name}", getattr(config.eval, name))
     coarsest = max(model.strides)
     for size in model.input_size:
         if size < coarsest or size % coarsest:
@@ -325,6 +342,18 @@ def _check(config: Config, where: str) -> None:
                 f"{where}: model.input_size {list(model.input_size)} is not a multiple of the "
                 f"coarsest stride {coarsest}; use {nearest} instead of {size}"
             )
+
+
+def _check_policy(key: str, policy: str) -> None:
+    try:
+        name = parse_policy(policy).name
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    if name == "f1":
+        raise UserError(
+            f"{key} is 'f1'; a stored threshold comes from normal images or from you, f1 is only "
+            "shown in reports: use percentile:q or fixed:v"
+        )
 
 
 def _at_least(where: str, key: str, value: float, bound: float) -> None:

@@ -65,8 +65,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
-    if old.exists():
-        shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)  # a reader may be doing the same
 
 
 def recover_folder(path: Path) -> None:
@@ -75,7 +74,7 @@ def recover_folder(path: Path) -> None:
     if not old.exists():
         return
     if path.exists():
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
     else:
         old.rename(path)
 

@@ -31,9 +31,10 @@ def use_device(name: str) -> str:
     if name != "cpu" and not available:
         raise UserError(f"--device {name}: no GPU found on this machine; use --device cpu")
     try:
-        return str(paddle.device.set_device(name))
+        paddle.device.set_device(name)
     except ValueError as error:
         raise UserError(f"--device {name}: {' '.join(str(error).split())}") from None
+    return str(paddle.device.get_device())
 
 
 def versions() -> dict[str, str]:
