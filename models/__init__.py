@@ -10,7 +10,7 @@ from .backbones import build_backbone
 from .detector import Detector
 from .flows.base import Flow
 from .flows.fastflow import FastFlow
-from .scoring import FastFlowScorer
+from .scoring.fastflow import FastFlowScorer
 
 Sizes = list[tuple[int, int]]
 

@@ -4,9 +4,10 @@ import argparse
 import difflib
 import sys
 from collections.abc import Callable, Sequence
+from io import TextIOWrapper
 from typing import NoReturn
 
-from utils.config import parse_bool
+from utils.config import known_keys, parse_bool
 from utils.errors import UserError
 
 
@@ -33,7 +34,10 @@ class Parser(argparse.ArgumentParser):
 
     def _nearest(self, flag: str) -> str:
         flags = [option for action in self._actions for option in action.option_strings]
-        near = difflib.get_close_matches(flag.partition("=")[0], flags, n=1, cutoff=0.5)
+        name = flag.partition("=")[0]
+        tail = "." + name.lstrip("-").replace("-", "_")
+        near = [f"-o {key}=…" for key in known_keys() if key.endswith(tail) and "-o" in flags]
+        near += difflib.get_close_matches(name, flags, n=1, cutoff=0.6)
         return f" (did you mean '{near[0]}'?)" if near else ""
 
 
@@ -62,11 +66,21 @@ def positive(text: str) -> int:
 
 
 def run(main: Callable[[Sequence[str] | None], int]) -> NoReturn:
-    """Run a script's main and exit; a user's mistake is one line on stderr and code 2."""
+    """Run a script's main and exit; a user's mistake is one line on stderr and code 2.
+
+    So is a file or folder that cannot be read or written.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a file's name must not break a narrow console
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main(None))
     except UserError as error:
         sys.exit(_fail(str(error), 2))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        sys.exit(_fail(f"{error.filename}: {error.strerror}", 2))
     except KeyboardInterrupt:
         sys.exit(_fail("stopped by the user", 130))
 

@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 
 from models.flows.fastflow import FastFlow
-from models.scoring import FastFlowScorer
+from models.scoring.fastflow import FastFlowScorer
 
 TARGET = Path(__file__).with_name("fastflow.npz")
 SIZES = [(8, 6), (4, 3)]
@@ -38,4 +38,4 @@ def pinned_values() -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    np.savez_compressed(TARGET, **pinned_values())
+    np.savez_compressed(TARGET, **pinned_values())  # type: ignore[arg-type]

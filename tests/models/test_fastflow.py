@@ -13,7 +13,7 @@ from models.flows.base import negative_log_likelihood
 from models.flows.fastflow import FastFlow
 from models.flows.layers import CLAMPS, COUPLINGS, GLOBAL_SCALES, CouplingStep, GlobalAffine
 from models.flows.subnets import ConvSubnet
-from models.scoring import FastFlowScorer
+from models.scoring.fastflow import FastFlowScorer
 from tests.golden.make_fastflow import TARGET, pinned_values
 
 REFERENCE: dict[str, Any] = {

@@ -8,7 +8,8 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from models.flows.base import negative_log_likelihood
-from models.scoring import SCORES, FastFlowScorer, upsampling_matrix
+from models.scoring.fastflow import SCORES, FastFlowScorer
+from models.scoring.maps import upsampling_matrix
 
 SIZES = [(8, 6), (4, 3)]
 INPUT = (32, 24)

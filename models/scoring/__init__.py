@@ -1,0 +1,1 @@
+"""Scorers: from latents and log-determinants to an anomaly map and a score per image."""
