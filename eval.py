@@ -76,12 +76,11 @@ def evaluate_category(name: str, args: Namespace) -> dict[str, Any]:
     from datasets.folder import find_category
     from engine import session
     from metrics.threshold import is_defective
-    from utils.config import override
+    from utils.config import assignments
 
     flags = {"data.root": args.data, "eval.size": args.eval_size}
-    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
     found, detector, calibration = session.open_detector(args.exp_dir, name, last=args.is_last)
-    config = override(found.config, [*args.o, *given])
+    config = session.evaluation_config(found.config, [*args.o, *assignments(flags)])
     category = find_category(Path(config.data.root), name)
     records = session.labelled(category.test)
     metrics, scores = session.evaluate_records(

@@ -37,7 +37,14 @@ def main(argv: Sequence[str] | None) -> int:
     from engine import session
     from engine.evaluator import run
     from utils.image import list_images
-    from utils.predictions import PhotoReader, PredictionWriter, chosen_threshold, console_line
+    from utils.predictions import (
+        PhotoReader,
+        PredictionWriter,
+        chosen_output,
+        chosen_threshold,
+        console_line,
+        scale_around,
+    )
 
     paths = list_images(args.image_path)
     runtime.use_device(args.device)
@@ -47,8 +54,8 @@ def main(argv: Sequence[str] | None) -> int:
     image = chosen_threshold(args.image_threshold, cuts[0], "--image_threshold")
     pixel = chosen_threshold(args.pixel_threshold, cuts[1], "--pixel_threshold")
     default = session.run_folder(args.exp_dir, name) / "predictions"
-    output = Path(args.output) if args.output else default
-    scale = stored.color_scale if stored else (0.0, 2 * pixel.value)
+    output = chosen_output(Path(args.output) if args.output else default, paths)
+    scale = stored.color_scale if stored else scale_around(pixel)
     writer = PredictionWriter(output, image, pixel, scale, maps=args.save_maps)
     print(f"image {image.describe()}")
     reader = PhotoReader(found.config.model.input_size, found.config.data.resize)

@@ -5,7 +5,7 @@
 # PYTHON=/path/to/python3.x names the interpreter to make .venv with; EPOCHS=n the length of training.
 set -euo pipefail
 
-EPOCHS="${EPOCHS:-30}"
+EPOCHS="${EPOCHS:-24}"
 CONFIG=configs/fastflow_efficientnet_lite0.yaml
 TESTED="3.10 3.11 3.12 3.13"
 
@@ -100,20 +100,18 @@ stage() {  # name, result, what it is made from, command...: runs unless the res
     times="$times$(printf '%-10s %4d s' "$name" $((SECONDS - started)))"$'\n'
 }
 
-train() {  # --resume or --overwrite
+train() {
     "$python" train.py -cfg "$CONFIG" -cat bottle --data lite_data --exp_dir quickstart \
-        --epochs "$EPOCHS" "$1" && touch "$run/trained"
+        --epochs "$EPOCHS" --resume && touch "$run/trained"
 }
 
-train_or_go_on() {
-    local recipe="$EPOCHS epochs $(cksum < "$CONFIG")" mode=--resume
-    if [ "$(cat "$run/recipe" 2> /dev/null || true)" != "$recipe" ]; then
-        mode=--overwrite
-        rm -f "$run/trained"
-        mkdir -p "$run"
-        printf '%s\n' "$recipe" > "$run/recipe"
-    fi
-    stage train "$run/trained" "$run/recipe" train "$mode"
+forget_other_recipe() {  # results that another configuration or other pictures led to
+    local recipe
+    recipe="$EPOCHS epochs, $(cat "$CONFIG" pretrained/*.json lite_data/bottle/train/*/*.png | cksum)"
+    [ "$(cat "$run/recipe" 2> /dev/null || true)" != "$recipe" ] || return 0
+    rm -rf "$run"
+    mkdir -p "$run"
+    printf '%s\n' "$recipe" > "$run/recipe"
 }
 
 summary() {
@@ -158,7 +156,8 @@ SECONDS=0
 make_venv
 install requirements.txt
 times="$(printf '%-10s %4d s' install "$SECONDS")"$'\n'
-train_or_go_on
+forget_other_recipe
+stage train "$run/trained" "$run/recipe" train
 stage evaluate "$run/results.json" "$last" \
     "$python" eval.py -cat bottle --exp_dir quickstart
 stage predict "$run/predictions/results.jsonl" "$last" \

@@ -9,7 +9,7 @@ from shlex import quote
 from typing import TYPE_CHECKING
 
 from utils import cli, runtime
-from utils.config import Config, load
+from utils.config import Config, assignments, load, override
 from utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,71 +34,85 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     cli.add_flag(parser, "--use_vdl", "write VisualDL curves")
     cli.add_flag(parser, "--allow-random-backbone", "go on without pretrained weights")
     parser.add_argument("-o", action="append", default=[], metavar="section.key=value")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.resume and not args.exp_dir:
+        parser.error("--resume needs --exp_dir, the run to go on with")
+    return args
 
 
 def main(argv: Sequence[str] | None) -> int:
     """Train every wanted category."""
     args = parse(argv)
-    runtime.prepare()
-    from datasets.check import check_category
-    from datasets.folder import find_categories, find_category
-    from engine import session
-
     flags = {
         "data.root": args.data, "train.epochs": args.epochs, "train.batch_size": args.batch_size,
         "train.test_epochs": args.test_epochs, "train.select_on": args.select_on,
     }  # fmt: skip
-    given = [f"{key}={value}" for key, value in flags.items() if value is not None]
-    config = load(args.config, [*args.o, *given])
+    overrides = [*args.o, *assignments(flags)]
+    config = load(args.config, overrides)
+    runtime.prepare()
+    from datasets.check import check_category
+    from datasets.folder import find_categories, find_category
+    from datasets.mvtec import canonical_name
+    from engine import session
+    from engine.log import visualdl_writer
+
     root = Path(config.data.root)
     names = find_categories(root) if args.category == "all" else [args.category or "bottle"]
     categories = [find_category(root, name) for name in names]
-    if args.category and args.category != "all":  # the folder may have another name
-        categories = [dataclasses.replace(categories[0], name=args.category)]
+    if args.category and canonical_name(args.category) not in ("all", categories[0].name):
+        categories = [dataclasses.replace(categories[0], name=args.category)]  # any folder's name
+    configs = [override(config.for_category(c.name), overrides) for c in categories]
     if args.check:
-        reports = [check_category(c, config.model.input_size) for c in categories]
+        sizes = [each.model.input_size for each in configs]
+        reports = [check_category(c, size) for c, size in zip(categories, sizes, strict=True)]
         print("\n\n".join(report.render() for report in reports))
         return 0 if all(report.ok for report in reports) else 1
+    device = runtime.use_device(args.device)
+    if device == "cpu" and any(each.train.amp for each in configs):
+        raise UserError("train.amp: half precision needs a GPU; set -o train.amp=false")
+    if args.use_vdl:
+        visualdl_writer()
     exp_dir = args.exp_dir or session.next_exp_dir(config.train.batch_size)
-    print(f"device: {runtime.use_device(args.device)}")
-    for category in categories:
-        train_category(config.for_category(category.name), category, exp_dir, args)
+    print(f"device: {device}")
+    for category, own in zip(categories, configs, strict=True):
+        train_category(own, category, exp_dir, args)
     return 0
 
 
 def train_category(config: Config, category: "Category", exp_dir: str, args: Namespace) -> None:
     """Train one category and store its thresholds."""
     from datasets.folder import split_holdout
-    from engine import session
+    from engine import checkpoint, session
     from engine.log import RunLog
     from engine.trainer import Trainer
 
     folder = session.run_folder(exp_dir, category.name)
-    config = _start_or_resume(folder, config, args)
+    going_on = checkpoint.goes_on(folder, config, resume=args.resume, overwrite=args.overwrite)
     train, holdout = split_holdout(category.train, config.data.holdout, config.train.seed)
     detector, backbone = session.new_detector(config, allow_random=args.allow_random_backbone)
+    select = session.test_selector(detector, category.test, config)
+    key = session.data_digest([*train, *holdout], config, backbone["sha256"])
+    if not going_on:  # only now that nothing refuses the new run any more
+        checkpoint.remove_run(folder)
     log = RunLog(folder, curves=args.use_vdl)
     log.say(
         f"[{category.name}] {len(train)} images to train on, {len(holdout)} held out, "
         f"{len(category.test)} to test; run in {folder}"
     )
-    key = session.data_digest([*train, *holdout], config, backbone["sha256"])
     meta = {
         "category": category.name, "preset": Path(args.config).stem, "backbone": backbone,
         "data": {"train": len(train), "holdout": len(holdout), "digest": key},
         "versions": runtime.versions(),
     }  # fmt: skip
     trainer = Trainer(detector, config, folder, log, label=category.name, meta=meta)
-    if args.resume and trainer.resume():
+    if going_on and trainer.resume():
         log.say(f"[{category.name}] resumed after epoch {trainer.progress.epoch}")
     started = time.perf_counter()
     to_fit, to_check = session.feature_sources(detector, [train, holdout], config, key)
     log.say(f"[{category.name}] features ready after {time.perf_counter() - started:.1f} s")
-    select = session.test_selector(detector, category.test, config)
     trainer.fit(to_fit, to_check, select)
-    for name in ("best", "last"):
-        calibration = session.calibrate_checkpoint(folder / name, detector, holdout)
+    for name in ("last", "best"):  # the thresholds of `best` are shown
+        calibration = session.calibrate_checkpoint(folder / name, detector, holdout, config)
     log.say(f"[{category.name}] image {calibration.image.describe()}")
     log.say(f"[{category.name}] pixel {calibration.pixel.describe()}")
     log.say(
@@ -107,22 +121,6 @@ def train_category(config: Config, category: "Category", exp_dir: str, args: Nam
         f"{quote(exp_dir)} -cat {quote(category.name)} --data {quote(config.data.root)}"
     )
     log.close()
-
-
-def _start_or_resume(folder: Path, config: Config, args: Namespace) -> Config:
-    from engine import checkpoint
-
-    last = checkpoint.read(folder / "last")
-    if last is not None and args.resume:
-        checkpoint.check_same_run(last, config)
-        return dataclasses.replace(last.config, data=config.data, train=config.train)
-    if last is not None and not args.overwrite:
-        raise UserError(
-            f"{folder}: holds a run of {last.meta['progress']['epoch']} epochs; "
-            "--resume goes on with it, --overwrite replaces it, --exp_dir names another"
-        )
-    checkpoint.remove_run(folder)
-    return config
 
 
 if __name__ == "__main__":

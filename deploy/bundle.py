@@ -50,6 +50,14 @@ def read_bundle(folder: str | Path) -> Bundle:
         expected = about["files"].get(path.name)
         if expected is None or file_sha256(path) != expected:
             raise UserError(f"{path}: not the file that {SIDECAR} describes; export again")
+    try:
+        return _described(folder, graph, parameters, about)
+    except (KeyError, TypeError, ValueError) as error:
+        reason = str(error) if isinstance(error, UserError) else "a value is missing or wrong"
+        raise UserError(f"{sidecar}: {reason}; export again") from None
+
+
+def _described(folder: Path, graph: Path, parameters: Path, about: Mapping[str, Any]) -> Bundle:
     height, width = about["input"]["size"]
     low, high = about["color_scale"]
     return Bundle(
@@ -75,6 +83,8 @@ def _load(sidecar: Path) -> dict[str, Any]:
         raise UserError(f"{sidecar}: bundle format {found!r}; this version reads {FORMAT}")
     needed = ("files", "input", "thresholds", "color_scale")
     missing = [key for key in needed if key not in about]
+    if not missing and not isinstance(about["files"], dict):
+        missing = ["files"]
     if missing:
         raise UserError(f"{sidecar}: '{missing[0]}' is missing; export again")
     return about

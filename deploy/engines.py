@@ -97,8 +97,9 @@ def _self_check_fault(bundle: Bundle, threads: int) -> str:
     environment = {**os.environ, "PYTHONPATH": str(root)}
     try:
         child = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=SELF_CHECK_SECONDS
-        )
+            command, cwd=root, env=environment, capture_output=True, text=True,
+            timeout=SELF_CHECK_SECONDS,
+        )  # fmt: skip
     except subprocess.TimeoutExpired:
         return f"the self-check took longer than {SELF_CHECK_SECONDS:.0f} s"
     if child.returncode == 0:

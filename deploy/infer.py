@@ -49,7 +49,13 @@ def main(argv: Sequence[str] | None) -> int:
     from deploy.bundle import read_bundle
     from deploy.engines import EngineOptions, create_engine
     from utils.image import list_images
-    from utils.predictions import PhotoReader, PredictionWriter, chosen_threshold, console_line
+    from utils.predictions import (
+        PhotoReader,
+        PredictionWriter,
+        chosen_output,
+        chosen_threshold,
+        console_line,
+    )
 
     paths = list_images(args.image_path)
     bundle = read_bundle(args.save_inference_dir)
@@ -60,8 +66,9 @@ def main(argv: Sequence[str] | None) -> int:
     image = chosen_threshold(args.image_threshold, bundle.image_threshold, "--image_threshold")
     pixel = chosen_threshold(args.pixel_threshold, bundle.pixel_threshold, "--pixel_threshold")
     print(f"image {image.describe()}")
+    output = chosen_output(Path(args.output), paths)
     writer = PredictionWriter(
-        Path(args.output), image, pixel, bundle.color_scale, pictures=not args.benchmark,
+        output, image, pixel, bundle.color_scale, pictures=not args.benchmark,
         maps=args.save_maps,
     )  # fmt: skip
     reader = PhotoReader(bundle.input_size, bundle.resize)
@@ -86,7 +93,7 @@ def main(argv: Sequence[str] | None) -> int:
         print(reader.warning(), file=sys.stderr)
     if args.benchmark:
         print(watch.report(_blocks(bundle, engine.options, batch_size)))
-    print(f"results in {args.output}")
+    print(f"results in {output}")
     return 0
 
 

@@ -125,12 +125,30 @@ def open_run(run: Path, which: str) -> Checkpoint:
 
 def check_same_run(checkpoint: Checkpoint, config: Config) -> None:
     """Raise `UserError` if going on with this configuration would not continue the same run."""
+    fixed = {"train.epochs"} if config.train.schedule != "constant" else set()  # shape all rates
     for name, (stored, ours) in differences(checkpoint.config, config).items():
-        if name not in MAY_CHANGE and name.startswith(("model.", "data.", "train.")):
+        matters = name not in MAY_CHANGE or name in fixed
+        if matters and name.startswith(("model.", "data.", "train.")):
             raise UserError(
                 f"{checkpoint.folder}: the run has {name} = {stored}, not {ours}; resume with its "
                 "own value or start another run"
             )
+
+
+def goes_on(folder: Path, config: Config, *, resume: bool, overwrite: bool) -> bool:
+    """Tell whether a run in `folder` is to be continued; `UserError` if it may not be touched."""
+    if overwrite and not resume:
+        return False
+    last = read(folder / "last")
+    if last is None:
+        return False
+    if not resume:
+        raise UserError(
+            f"{folder}: holds a run of {last.meta['progress']['epoch']} epochs; "
+            "--resume goes on with it, --overwrite replaces it, --exp_dir names another"
+        )
+    check_same_run(last, config)
+    return True
 
 
 def check_same_data(checkpoint: Checkpoint, meta: Mapping[str, Any]) -> None:
@@ -149,7 +167,7 @@ def check_same_data(checkpoint: Checkpoint, meta: Mapping[str, Any]) -> None:
 
 def remove_run(folder: Path) -> None:
     """Delete the checkpoints and logs of a run; anything else in the folder stays."""
-    for name in ("last", "best", "last.old", "best.old"):
+    for name in ("last", "best", "last.old", "best.old", "vdl"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("train.log", "log.jsonl"):
         (folder / name).unlink(missing_ok=True)

@@ -16,27 +16,30 @@ from paddle import Tensor
 from tqdm import tqdm
 
 from datasets.feature_cache import FeatureCache, cache_key
-from datasets.folder import UNKNOWN, Record
-from datasets.transforms import load_inputs, load_mask
+from datasets.folder import DEFECTIVE, NORMAL, UNKNOWN, Record
+from datasets.mvtec import canonical_name, report_order
+from datasets.transforms import load_inputs, load_masks
 from engine import checkpoint
 from engine.batches import Read, in_order, read_ahead
 from engine.checkpoint import Checkpoint
-from engine.evaluator import Calibration, ReadMask, calibrate, evaluate_set
+from engine.evaluator import Calibration, calibrate, evaluate_set
 from engine.trainer import Select, Source
 from metrics.suite import Metrics
 from models import build_detector
 from models.backbones.weights import load_weights
 from models.detector import Detector
-from utils.config import Config
+from utils.config import Config, differences, override
 from utils.errors import UserError
 
 RESULTS = Path("results")
+EVALUATION_MAY_CHANGE = ("data.root", "data.workers", "eval.batch_size", "eval.size")
 
 
 def run_folder(exp_dir: str, category: str = "") -> Path:
     """Return the folder of a run: `exp_dir` as it is if it has a slash, else below results/."""
     base = Path(exp_dir) if re.search(r"[/\\]", exp_dir) else RESULTS / exp_dir
-    return base / category
+    same = (p for p in base.glob("*") if canonical_name(p.name) == canonical_name(category))
+    return base / category if (base / category).is_dir() else next(same, base / category)
 
 
 def next_exp_dir(batch_size: int) -> str:
@@ -48,9 +51,9 @@ def next_exp_dir(batch_size: int) -> str:
 
 
 def trained_categories(exp_dir: str) -> list[str]:
-    """Return the categories of an experiment that have a checkpoint, by name."""
+    """Return the categories of an experiment that have a checkpoint, in the order of tables."""
     found = run_folder(exp_dir).glob(f"*/last/{checkpoint.META}")
-    return sorted(path.parent.parent.name for path in found)
+    return report_order(path.parent.parent.name for path in found)
 
 
 def chosen_category(exp_dir: str, given: str | None) -> str:
@@ -107,31 +110,34 @@ def image_reader(records: Sequence[Record], config: Config) -> Read:
     return read
 
 
-def mask_reader(records: Sequence[Record], config: Config) -> ReadMask:
-    """Return a function from an index to its mask at evaluation size; None if it is not known."""
-    sizes = {"input": config.model.input_size, "256": (256, 256), "original": None}
-    size = sizes[config.eval.size]
-
-    def read(index: int) -> np.ndarray | None:
-        record = records[index]
-        return load_mask(record, size) if record.has_truth else None
-
-    return read
-
-
 def calibrate_checkpoint(
-    folder: Path, detector: Detector, holdout: Sequence[Record]
+    folder: Path, detector: Detector, holdout: Sequence[Record], config: Config
 ) -> Calibration:
-    """Fit thresholds on held-out normals for the checkpoint in `folder`, and store them there."""
+    """Fit thresholds on held-out normals for the checkpoint in `folder`, and store them there.
+
+    With them goes `config`, which a resumed run may have changed in part.
+    """
     found = checkpoint.open_run(folder.parent, folder.name)
     found.load_head(detector)
-    settings = found.config.eval
+    settings = config.eval
     calibration = calibrate(
-        detector, image_reader(holdout, found.config), len(holdout), settings.batch_size,
+        detector, image_reader(holdout, config), len(holdout), settings.batch_size,
         settings.image_threshold, settings.pixel_threshold,
     )  # fmt: skip
-    checkpoint.update_meta(found, calibration=calibration.to_dict())
+    checkpoint.update_meta(found, config=config.to_dict(), calibration=calibration.to_dict())
     return calibration
+
+
+def evaluation_config(trained: Config, overrides: Sequence[str]) -> Config:
+    """Apply overrides to the configuration of a run; `UserError` for what training has fixed."""
+    config = override(trained, overrides)
+    for name in differences(trained, config):
+        if name not in EVALUATION_MAY_CHANGE:
+            raise UserError(
+                f"-o {name}: training has fixed it; an evaluation may change "
+                f"{', '.join(EVALUATION_MAY_CHANGE)}"
+            )
+    return config
 
 
 def evaluate_records(
@@ -145,12 +151,20 @@ def evaluate_records(
     """Return metrics and scores (N,) of labelled test images; `UserError` if there are none."""
     if not records:
         raise UserError("no labelled test images: put them into test/good and test/<defect>")
-    return evaluate_set(
-        detector, image_reader(records, config), [r.label for r in records],
-        mask_reader(records, config), [str(r.path) for r in records],
-        batch_size=config.eval.batch_size, calibration=calibration,
-        allow_missing_masks=allow_missing_masks,
+    sizes = {"input": config.model.input_size, "256": (256, 256), "original": None}
+    known = [index for index, record in enumerate(records) if record.has_truth]
+    loaded, differing = load_masks(
+        [records[index] for index in known], sizes[config.eval.size], config.data.workers
+    )
+    masks = dict(zip(known, loaded, strict=True))
+    metrics, scores = evaluate_set(
+        detector, image_reader(records, config), [r.label for r in records], masks.get,
+        [str(r.path) for r in records], batch_size=config.eval.batch_size,
+        calibration=calibration, allow_missing_masks=allow_missing_masks,
     )  # fmt: skip
+    if differing:
+        metrics.warnings.append(f"{differing} mask(s) resized to the size of their images")
+    return metrics, scores
 
 
 def test_selector(detector: Detector, records: Sequence[Record], config: Config) -> Select | None:
@@ -160,14 +174,15 @@ def test_selector(detector: Detector, records: Sequence[Record], config: Config)
     """
     if config.train.select_on == "holdout":
         return None
+    known = labelled(records)
+    if {record.label for record in known} != {NORMAL, DEFECTIVE}:
+        raise UserError("--select-on test needs normal and defective images in test/")
 
     def select(epoch: int) -> list[float] | None:
         if epoch % config.train.test_epochs and epoch != config.train.epochs:
             return None
-        values = evaluate_records(detector, labelled(records), config, None)[0].values
+        values = evaluate_records(detector, known, config, None)[0].values
         image, pixel = round(values["image_auroc"], 3), round(values["pixel_auroc"], 3)
-        if math.isnan(image):
-            raise UserError("--select-on test needs normal and defective images in test/")
         return [image] if math.isnan(pixel) else [0.5 * image + 0.5 * pixel, pixel]
 
     return select

@@ -144,6 +144,13 @@ def assignments(values: Mapping[str, Any]) -> list[str]:
     return [f"{k}={json.dumps(v, ensure_ascii=False)}" for k, v in values.items() if v is not None]
 
 
+def known_keys() -> list[str]:
+    """List every `section.key` of any configuration."""
+    models = [("model", kind) for kind in MODEL_SECTIONS.values()]
+    sections = [*models, *SECTIONS.items()]
+    return sorted({f"{name}.{f.name}" for name, kind in sections for f in dataclasses.fields(kind)})
+
+
 def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file and apply `section.key=value` overrides; `UserError` on any fault."""
     path = Path(path)

@@ -36,7 +36,7 @@ class PhotoReader:
     skipped: list[str] = field(default_factory=list)
 
     def batches(self, paths: Sequence[Path], batch_size: int) -> Iterator[list[Photo]]:
-        """Yield batches of readable images; `UserError` if the only image is unreadable."""
+        """Yield batches of readable images; `UserError` if there is none."""
         batch: list[Photo] = []
         for path in paths:
             try:
@@ -52,6 +52,10 @@ class PhotoReader:
                 batch = []
         if batch:
             yield batch
+        if len(self.skipped) == len(paths):
+            raise UserError(
+                f"none of {len(paths)} images can be read: {'; '.join(self.skipped[:5])}"
+            )
 
     def warning(self) -> str:
         """Return one line about what was skipped; empty if nothing was."""
@@ -71,6 +75,24 @@ def chosen_threshold(given: float | None, stored: Threshold | None, flag: str) -
             f"no threshold stored yet: finish the training (train.py --resume) or give {flag}"
         )
     return stored
+
+
+def chosen_output(folder: Path, images: Sequence[Path]) -> Path:
+    """Return the folder for predictions; `UserError` if images to predict on lie in it."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; --output names a folder")
+    if any(image.resolve().parent == folder.resolve() for image in images):
+        raise UserError(
+            f"{folder}: holds the images themselves, which pictures of the same names would "
+            "replace; give another --output"
+        )
+    return folder
+
+
+def scale_around(threshold: Threshold) -> tuple[float, float]:
+    """Return the ends of a rising colour scale whose middle is the threshold."""
+    span = abs(threshold.value) or 1.0
+    return threshold.value - span, threshold.value + span
 
 
 class PredictionWriter:
@@ -112,7 +134,10 @@ class PredictionWriter:
         }
         name = self._free_name(photo.path)
         if self.pictures:
-            title = f"{result['verdict']}  score {score:.3f}  threshold {result['threshold']:.3f}"
+            title = (
+                f"{photo.path.name}\n{result['verdict']}  score {score:.3f}  "
+                f"threshold {result['threshold']:.3f}"
+            )
             picture = panel(photo.pixels, full, cut, *self.color_scale, title, ground_truth=truth)
             save_picture(self.output / f"{name}.png", picture)
             result["picture"] = f"{name}.png"
@@ -131,9 +156,9 @@ class PredictionWriter:
     def _free_name(self, path: Path) -> str:
         base = safe_name(path.stem)
         name, number = base, 2
-        while name in self._names:
+        while name.casefold() in self._names:  # Windows and macOS take a.png for A.png
             name, number = f"{base}_{number}", number + 1
-        self._names.add(name)
+        self._names.add(name.casefold())
         return name
 
 

@@ -5,12 +5,12 @@
 
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from utils import cli
 from utils.errors import UserError
 
 Row = Mapping[str, Any]
@@ -39,9 +39,9 @@ OBJECTS = (
 
 def with_means(rows: Sequence[Row]) -> list[Row]:
     """Add the mean over categories, and over textures and objects where all of them are there."""
-    if len(rows) < 2:
-        return list(rows)
     by_name = {row["category"]: row for row in rows}
+    if not 1 < len(rows) == len(by_name):  # several runs of one category have no common mean
+        return list(rows)
     groups = {"mean": list(rows)}
     for title, names in (("mean textures", TEXTURES), ("mean objects", OBJECTS)):
         if all(name in by_name for name in names):
@@ -146,16 +146,13 @@ def read_rows(paths: Sequence[str]) -> list[Row]:
     return rows
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(argv: Sequence[str] | None) -> int:
     """Print the Markdown table of the given result files, seeds merged."""
-    if not arguments:
-        raise UserError("no result files; usage: python -m utils.report RESULTS.json …")
-    print(markdown_table(over_seeds(read_rows(arguments))), end="")
+    parser = cli.Parser("Print the Markdown table of several results, seeds merged.")
+    parser.add_argument("files", nargs="+", metavar="results.json")
+    print(markdown_table(over_seeds(read_rows(parser.parse_args(argv).files))), end="")
     return 0
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    cli.run(main)

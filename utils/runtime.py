@@ -10,7 +10,8 @@ from utils.errors import UserError
 
 def prepare() -> None:
     """Silence what users cannot act on; call before Paddle is imported for the first time."""
-    warnings.filterwarnings("ignore", message="No ccache found", category=UserWarning)
+    for message in ("No ccache found", "When training, we now always track global mean"):
+        warnings.filterwarnings("ignore", message=message, category=UserWarning)
     os.environ.setdefault("GLOG_minloglevel", "2")
 
 

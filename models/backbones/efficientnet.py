@@ -1,9 +1,11 @@
 """EfficientNet-Lite0: no squeeze-excite, ReLU6, linear projections, TensorFlow padding."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from paddle import Tensor, nn
+
+from utils.errors import UserError
 
 from .base import Backbone, Taps
 
@@ -75,7 +77,10 @@ def build_blocks(count: int) -> list[Block]:
 
 
 class EfficientNetLite0(Backbone):
-    """Tap the projections of blocks 0, 2, 4, 10 and 15, before any activation."""
+    """Tap the projections of blocks 0, 2, 4, 10 and 15, before any activation.
+
+    With `last_block` 14 the tap at stride 32 is that of block 14, with 192 channels.
+    """
 
     name = "efficientnet_lite0"
     taps: ClassVar[Taps] = {2: (1, 16), 4: (3, 24), 8: (5, 40), 16: (11, 112), 32: (16, 320)}
@@ -83,8 +88,10 @@ class EfficientNetLite0(Backbone):
     first_numbered_step = 1  # step 0 is the stem
     mean = std = (0.5, 0.5, 0.5)
 
-    def __init__(self, strides: Sequence[int]) -> None:
-        super().__init__(strides)
+    def __init__(self, strides: Sequence[int], last_block: Literal[14, 15] = 15) -> None:
+        if last_block not in (14, 15):
+            raise UserError(f"last_block {last_block!r} of {self.name} is not one of 14, 15")
+        super().__init__(strides, {**self.taps, 32: {14: (15, 192), 15: (16, 320)}[last_block]})
         self.stem = ConvNorm(3, 32, 3, 2, relu=True)
         self.blocks = nn.LayerList(build_blocks(self.last_step))
         self.freeze()

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
+from urllib.parse import urljoin
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -27,8 +28,11 @@ CACHE = Path("~/.cache/paddle/hapi/weights")  # shared with paddle.vision
 BASE_URL = "https://paddle-hapi.bj.bcebos.com/models/"
 BASE_URL_VARIABLE = "FLOWAD_WEIGHTS_URL"
 TIMEOUT = 20.0  # seconds without a byte
-# file and md5, as in paddle.vision.models
-PUBLISHED = {
+CLAS_URL = "https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/"
+CAIT_URL = "https://passl.bj.bcebos.com/vision_transformers/cait/"
+# File at BASE_URL, or URL, and md5. Those of paddle.vision.models come with an md5; PaddleClas
+# and PASSL publish none.
+PUBLISHED: dict[str, tuple[str, str | None]] = {
     "resnet18": ("resnet18.pdparams", "cf548f46534aa3560945be4b95cd11c4"),
     "wide_resnet50_2": ("wide_resnet50_2.pdparams", "0282f804d73debdab289bd9fea3fa6dc"),
     "mobilenet_v2": ("mobilenet_v2_x1.0.pdparams", "0340af0a901346c8d46f4529882fb63d"),
@@ -36,6 +40,13 @@ PUBLISHED = {
         "mobilenet_v3_large_x1.0.pdparams",
         "118db5792b4e183b925d8e8e334db3df",
     ),
+    "efficientnet_b5": (f"{CLAS_URL}EfficientNetB5_pretrained.pdparams", None),
+    "deit_base_distilled_384": (
+        f"{CLAS_URL}DeiT_base_distilled_patch16_384_pretrained.pdparams",
+        None,
+    ),
+    "cait_m48_448": (f"{CAIT_URL}cait_m48_448.pdparams", None),
+    "cait_s24_224": (f"{CAIT_URL}cait_s24_224.pdparams", None),
 }
 
 
@@ -69,19 +80,24 @@ def load_weights(
 
     Taken is the first that exists: `source`; `pretrained/<name>.safetensors`; Paddle's cache, if
     the md5 is right; with `allow_random` seeded random weights, else a download into that cache.
-    `base_url` (default: the environment variable FLOWAD_WEIGHTS_URL, else Paddle's server) ends
-    in a slash. Raise `UserError` if nothing is found or if names or shapes do not fit.
+    `base_url` (default: the environment variable FLOWAD_WEIGHTS_URL, else the publisher's server)
+    ends in a slash. Where no md5 is published, the file is taken as it is and its sha256 printed.
+    A backbone of several networks finds each by its own name, or all in one `source`, under the
+    prefixes of `Backbone.parts`. Raise `UserError` if nothing is found or if names or shapes do
+    not fit.
     """
-    found = _find(backbone.name, source)
-    if found is None and allow_random:
-        _fill(backbone, _random_arrays(backbone, seed), "random weights")
-        info = WeightInfo(f"seed {seed}", "random", backbone.weight_hash)
+    if source is not None:
+        infos = [_load_file(backbone, source)]
     else:
-        path, shown, origin = found or _download(backbone.name, base_url)
-        _fill(backbone, read_weights(path), str(path))
-        info = WeightInfo(shown, origin, _digest(path, "sha256"))
-    print(f"backbone {backbone.name}: weights from {info}", file=sys.stderr)
-    return info
+        parts = backbone.parts().values()
+        infos = [_load_named(part, allow_random, seed, base_url) for part in parts]
+    backbone.weight_hash = _joined([part.weight_hash for part in backbone.parts().values()])
+    origins = dict.fromkeys(info.origin for info in infos)
+    return WeightInfo(
+        " and ".join(info.source for info in infos),
+        "random" if "random" in origins else " and ".join(origins),
+        _joined([info.sha256 for info in infos]),
+    )
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
@@ -117,17 +133,54 @@ READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
 }
 
 
-def _find(name: str, source: Path | None) -> tuple[Path, str, str] | None:
+def _load_file(backbone: Backbone, source: Path) -> WeightInfo:
+    arrays = read_weights(source)
+    parts = backbone.parts()
+    strays = [key for key in arrays if not key.startswith(tuple(parts))]
+    if strays:
+        raise UserError(
+            f"{source}: does not fit backbone {backbone.name}: keys begin with "
+            f"{' or '.join(parts)}, unlike {', '.join(strays[:3])}"
+        )
+    for prefix, part in parts.items():
+        own = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
+        _fill(part, own, str(source))
+    info = WeightInfo(str(source), "file", _digest(source, "sha256"))
+    print(f"backbone {backbone.name}: weights from {info}", file=sys.stderr)
+    return info
+
+
+def _load_named(
+    backbone: Backbone, allow_random: bool, seed: int, base_url: str | None
+) -> WeightInfo:
+    found = _find(backbone.name)
+    note = ""
+    if found is None and allow_random:
+        _fill(backbone, _random_arrays(backbone, seed), "random weights")
+        info = WeightInfo(f"seed {seed}", "random", backbone.weight_hash)
+    else:
+        path, shown, origin = found or _download(backbone.name, base_url)
+        _fill(backbone, read_weights(path), str(path))
+        info = WeightInfo(shown, origin, _digest(path, "sha256"))
+        if origin != "bundled" and PUBLISHED[backbone.name][1] is None:
+            note = f"; unverified, as no md5 is published: its sha256 is {info.sha256}"
+    print(f"backbone {backbone.name}: weights from {info}{note}", file=sys.stderr)
+    return info
+
+
+def _joined(hashes: list[str]) -> str:
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def _find(name: str) -> tuple[Path, str, str] | None:
     """Return path, the name to show and origin of weights on this machine."""
-    if source is not None:
-        return source, str(source), "file"
     bundled = BUNDLED / f"{name}.safetensors"
     if bundled.is_file():
         return bundled, str(bundled), "bundled"
     if name in PUBLISHED:
-        file, md5 = PUBLISHED[name]
-        cached = CACHE.expanduser() / file
-        if cached.is_file() and _digest(cached, "md5") == md5:
+        address, md5 = PUBLISHED[name]
+        cached = CACHE.expanduser() / _file_name(address)
+        if cached.is_file() and md5 in (None, _digest(cached, "md5")):
             return cached, str(cached), "cache"
     return None
 
@@ -139,20 +192,34 @@ def _download(name: str, base_url: str | None) -> tuple[Path, str, str]:
             f"no weights for backbone {name}: they are published nowhere and "
             f"{BUNDLED / name}.safetensors is missing; restore that file or give a path"
         )
-    file, md5 = PUBLISHED[name]
-    url = (base_url or os.environ.get(BASE_URL_VARIABLE) or BASE_URL) + file
-    path = CACHE.expanduser() / file
+    address, md5 = PUBLISHED[name]
+    server = base_url or os.environ.get(BASE_URL_VARIABLE)
+    url = server + _file_name(address) if server else urljoin(BASE_URL, address)
+    path = CACHE.expanduser() / _file_name(address)
     try:
         with atomic_replace(path) as temporary:
             _fetch(url, temporary)
-            if _digest(temporary, "md5") != md5:
-                raise ConnectionError(f"the file received does not have md5 {md5}")
+            _check_received(temporary, md5)
     except (OSError, HTTPException, ValueError) as error:
         raise UserError(
-            f"no weights for backbone {name}: {url} failed ({error}); put that file, with "
-            f"md5 {md5}, at {path}, or use the bundled weights: model.backbone: {BUNDLED_NAME}"
+            f"no weights for backbone {name}: {url} failed ({error}); put that file"
+            f"{f', with md5 {md5},' if md5 else ''} at {path}, or use the bundled weights: "
+            f"model.backbone: {BUNDLED_NAME}"
         ) from None
     return path, url, "download"
+
+
+def _check_received(path: Path, md5: str | None) -> None:
+    if md5 and _digest(path, "md5") != md5:
+        raise ConnectionError(f"the file received does not have md5 {md5}")
+    try:  # a page of a proxy must not stay in the cache
+        read_pdparams(path)
+    except UserError:
+        raise ConnectionError("the file received holds no weights") from None
+
+
+def _file_name(address: str) -> str:
+    return address.rpartition("/")[2]
 
 
 def _fetch(url: str, path: Path) -> None:
@@ -166,6 +233,7 @@ def _fetch(url: str, path: Path) -> None:
 
 
 def _fill(backbone: Backbone, arrays: dict[str, np.ndarray], source: str) -> None:
+    arrays = backbone.translate(arrays)
     own = backbone.state_dict()
     missing = [key for key in own if key not in arrays]
     extra = [key for key in arrays if key not in own and not backbone.is_unused_key(key)]
@@ -190,17 +258,26 @@ def _fill(backbone: Backbone, arrays: dict[str, np.ndarray], source: str) -> Non
 
 
 def _random_arrays(backbone: Backbone, seed: int) -> dict[str, np.ndarray]:
-    """Draw kernels from N(0, 2 / fan_in); keep biases, norms and statistics as they are.
+    """Draw kernels from N(0, 2 / fan_in), and what transformers need; keep the rest as it is.
 
-    The draw depends on the seed and the name alone, so not on the chosen strides.
+    Matrices come from N(0, 1 / fan_in), embeddings from N(0, 0.02²). Biases, norms and scales
+    stay. The draw depends on the seed and the name alone, so not on the chosen strides.
     """
     arrays = {key: tensor.numpy() for key, tensor in backbone.state_dict().items()}
     for key, array in arrays.items():
-        if array.ndim == 4:  # (C_out, C_in / groups, k, k)
+        if spread := _spread(array):
             rng = np.random.default_rng([seed, zlib.crc32(key.encode())])
-            scale = np.sqrt(2 / array[0].size)
-            arrays[key] = scale * rng.standard_normal(array.shape, dtype=np.float32)
+            noise = rng.standard_normal(array.shape, dtype=np.float32)
+            arrays[key] = (spread * noise).astype(np.float32)
     return arrays
+
+
+def _spread(array: np.ndarray) -> float:
+    if array.ndim == 4:  # kernel (C_out, C_in / groups, k, k)
+        return np.sqrt(2 / array[0].size)
+    if array.ndim == 2:  # matrix (C_in, C_out)
+        return np.sqrt(1 / len(array))
+    return 0.02 if array.ndim == 3 else 0.0  # embedding (1, N, C), or what stays
 
 
 def _digest(path: Path, method: str) -> str:

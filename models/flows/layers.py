@@ -60,8 +60,9 @@ def feature_norm(kind: str, channels: int, size: tuple[int, int], momentum: floa
 
 
 class GlobalAffine(nn.Layer):
-    """Scale and shift every channel, then permute: y_i = u_π(i) · g_π(i) + o_π(i).
+    """Scale and shift every channel, then permute or rotate: y = P·(u ⊙ g + o).
 
+    `permutation` holds indices (C,), y_i = (u ⊙ g + o)_π(i), or a constant rotation matrix (C, C).
     `softplus`: g = 0.1·softplus(G, β=0.5) = 0.2·ln(1 + exp(G/2)), G starts where g = 1.
     `raw`: g is the parameter itself, starting at 1 (FastFlow-Paddle).
     """
@@ -73,8 +74,13 @@ class GlobalAffine(nn.Layer):
         self.form = form
         self.scale = parameter(self, np.full(channels, start))
         self.offset = parameter(self, np.zeros(channels))
-        index = paddle.to_tensor(permutation.astype(np.int64))
-        self.register_buffer("permutation", index)
+        self.rotates = permutation.ndim == 2
+        if self.rotates:
+            matrix = paddle.to_tensor(permutation.astype(np.float32))
+            self.register_buffer("rotation", matrix)
+        else:
+            index = paddle.to_tensor(permutation.astype(np.int64))
+            self.register_buffer("permutation", index)
         self._folded: tuple[Tensor, Tensor, Tensor] | None = None
 
     def gain(self) -> Tensor:
@@ -88,10 +94,12 @@ class GlobalAffine(nn.Layer):
         if self._folded is not None:
             return self._folded
         gain = self.gain()
-        one_hot = F.one_hot(self.permutation, gain.shape[0]).astype(gain.dtype)  # [i, π(i)] = 1
-        bias = paddle.gather(self.offset, self.permutation)
-        log_gain = paddle.log(paddle.clip(gain.abs(), min=_SCALE_FLOOR))
-        return one_hot * gain, bias, log_gain.sum()
+        if self.rotates:
+            matrix, bias = self.rotation, paddle.matmul(self.rotation, self.offset)
+        else:
+            one_hot = F.one_hot(self.permutation, gain.shape[0])  # [i, π(i)] = 1
+            matrix, bias = one_hot.astype(gain.dtype), paddle.gather(self.offset, self.permutation)
+        return matrix * gain, bias, _log_det(gain)
 
     def fold(self) -> None:
         """Replace the parameters by constants, for export; training afterwards has no effect."""
@@ -103,13 +111,33 @@ class GlobalAffine(nn.Layer):
         self._folded = (self.folded_matrix, self.folded_bias, self.folded_log_det)
 
     def forward(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        if self._folded is None and ops.channels_last() and _wide(u):
+            return self._in_turn(u)
         matrix, bias, log_det = self.terms()
         return ops.mix(u, matrix, bias), log_det
 
+    def _in_turn(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        gain = self.gain()
+        v = u * gain + self.offset
+        if self.rotates:
+            return ops.mix(v, self.rotation), _log_det(gain)
+        return paddle.gather(v, self.permutation, axis=ops.channel_axis()), _log_det(gain)
+
     def inverse(self, y: Tensor) -> Tensor:
-        back = paddle.argsort(self.permutation)
-        v = paddle.index_select(y, back, axis=ops.channel_axis())
+        if self.rotates:
+            v = ops.mix(y, self.rotation.transpose([1, 0]))
+        else:
+            v = paddle.index_select(y, paddle.argsort(self.permutation), axis=ops.channel_axis())
         return (v - ops.per_channel(self.offset)) / ops.per_channel(self.gain())
+
+
+def _wide(u: Tensor) -> bool:
+    """Tell whether the gradient of a (C, C) product would cost more than it saves (measured)."""
+    return u.shape[0] * u.shape[1] * u.shape[2] <= 2 * u.shape[3]
+
+
+def _log_det(gain: Tensor) -> Tensor:
+    return paddle.log(paddle.clip(gain.abs(), min=_SCALE_FLOOR)).sum()
 
 
 class CouplingStep(nn.Layer):
@@ -118,6 +146,8 @@ class CouplingStep(nn.Layer):
     One-sided (FrEIA's all-in-one block): x2 ← x2·exp(s) + t with (s, t) from x1.
     Two-sided (FastFlow-Paddle): the same, then x1 ← x1·exp(s') + t' with (s', t') from the new x2.
     Network outputs are damped by 0.1, and s = clamp(·). Tensors are in the flow's layout.
+    A `condition` is handed to the networks as second argument (CFLOW-AD). `permutation`: see
+    `GlobalAffine`.
     """
 
     def __init__(
@@ -140,29 +170,32 @@ class CouplingStep(nn.Layer):
         self.subnet_back = subnet(second, 2 * first) if coupling == "two_sided" else None
         self.affine = GlobalAffine(permutation, global_scale)
 
-    def _scale_shift(self, net: nn.Layer, given: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        log_scale, shift = ops.split(0.1 * net(given), (size, size))  # 0.1: FrEIA's damping
+    def _scale_shift(
+        self, net: nn.Layer, given: Tensor, size: int, condition: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        both = net(given) if condition is None else net(given, condition)
+        log_scale, shift = ops.split(0.1 * both, (size, size))  # 0.1: FrEIA's damping
         return self.clamp(log_scale, self.alpha), shift
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return y and the log-determinant of every position (one channel, flow's layout)."""
         first, second = ops.split(x, self.sizes)
-        log_scale, shift = self._scale_shift(self.subnet, first, self.sizes[1])
+        log_scale, shift = self._scale_shift(self.subnet, first, self.sizes[1], condition)
         second = second * paddle.exp(log_scale) + shift
         log_det = ops.channel_sum(log_scale)
         if self.subnet_back is not None:
-            log_scale, shift = self._scale_shift(self.subnet_back, second, self.sizes[0])
+            log_scale, shift = self._scale_shift(self.subnet_back, second, self.sizes[0], condition)
             first = first * paddle.exp(log_scale) + shift
             log_det = log_det + ops.channel_sum(log_scale)
         y, log_gain = self.affine(ops.concat((first, second)))
         return y, log_det + log_gain
 
-    def inverse(self, y: Tensor) -> Tensor:
-        """Return x such that forward(x) gives y."""
+    def inverse(self, y: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return x such that forward(x, condition) gives y."""
         first, second = ops.split(self.affine.inverse(y), self.sizes)
         if self.subnet_back is not None:
-            log_scale, shift = self._scale_shift(self.subnet_back, second, self.sizes[0])
+            log_scale, shift = self._scale_shift(self.subnet_back, second, self.sizes[0], condition)
             first = (first - shift) * paddle.exp(-log_scale)
-        log_scale, shift = self._scale_shift(self.subnet, first, self.sizes[1])
+        log_scale, shift = self._scale_shift(self.subnet, first, self.sizes[1], condition)
         second = (second - shift) * paddle.exp(-log_scale)
         return ops.concat((first, second))

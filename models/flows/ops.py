@@ -41,22 +41,57 @@ def concat(parts: Sequence[Tensor]) -> Tensor:
     return paddle.concat(list(parts), axis=channel_axis())
 
 
+def pixel_shuffle(x: Tensor) -> Tensor:
+    """Double height and width: channel 4c + 2p + q goes to channel c at rows 2i+p, columns 2j+q."""
+    # a reshape behind a transpose would do as well, but oneDNN fuses and breaks it
+    return F.pixel_shuffle(x, 2, data_format="NHWC" if channels_last() else "NCHW")
+
+
+def pixel_unshuffle(x: Tensor) -> Tensor:
+    """Undo `pixel_shuffle`; not for export (ONNX)."""
+    return F.pixel_unshuffle(x, 2, data_format="NHWC" if channels_last() else "NCHW")
+
+
 def channel_sum(x: Tensor) -> Tensor:
     """Sum over the channels, keeping the axis."""
     return x.sum(channel_axis(), keepdim=True)
 
 
-def conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
     """Convolve with zero "same" padding; weight is (C_out, C_in, k, k) with odd k."""
     padding = weight.shape[2] // 2
     layout = "NHWC" if channels_last() else "NCHW"
-    return F.conv2d(x, weight, bias, padding=padding, data_format=layout)
+    return F.conv2d(x, weight, bias, stride=stride, padding=padding, data_format=layout)
 
 
-def mix(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def leaky_relu(x: Tensor, slope: float) -> Tensor:
+    """Multiply negative values by a slope below 1.
+
+    Paddle Inference with oneDNN crashes on leaky_relu behind a convolution, hence the maximum;
+    its gradient is slow, hence not in eager mode.
+    """
+    return F.leaky_relu(x, slope) if channels_last() else paddle.maximum(x, x * slope)
+
+
+def resample(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Map the spatial axes by constant matrices, rows (H', H) and columns (W', W)."""
+    height, width = rows.shape[0], columns.shape[0]
+    channels = x.shape[channel_axis()]
+    if channels_last():
+        wide = paddle.matmul(columns, x)  # (B, H, W', C)
+        tall = paddle.matmul(rows, wide.reshape([-1, rows.shape[1], width * channels]))
+        return tall.reshape([-1, height, width, channels])
+    # oneDNN is wrong where a product meets the 4-D output of a convolution
+    flat = x.reshape([-1, rows.shape[1], columns.shape[1]])  # (B·C, H, W)
+    wide = paddle.matmul(flat, columns, transpose_y=True)  # (B·C, H, W')
+    return paddle.matmul(rows, wide).reshape([-1, channels, height, width])
+
+
+def mix(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Map the channels of every position, y = weight · x + bias; weight is (C_out, C_in)."""
     if channels_last():
-        return paddle.matmul(x, weight, transpose_y=True) + bias
+        y = paddle.matmul(x, weight, transpose_y=True)
+        return y if bias is None else y + bias
     return F.conv2d(x, weight.unsqueeze([2, 3]), bias)
 
 

@@ -12,16 +12,23 @@ INITS = ("torch", "paddle")
 
 
 class Conv(nn.Layer):
-    """Convolve with zero "same" padding, stride 1, initialised as PyTorch or Paddle would.
+    """Convolve with zero "same" padding, initialised as PyTorch or Paddle would.
 
     `torch`: weights and biases uniform in ±1/√fan_in. `paddle`: weights normal with standard
     deviation √(2/fan_in), biases 0 (2.45 times wider).
     """
 
     def __init__(
-        self, c_in: int, c_out: int, kernel: int, init: str, rng: np.random.Generator
+        self,
+        c_in: int,
+        c_out: int,
+        kernel: int,
+        init: str,
+        rng: np.random.Generator,
+        stride: int = 1,
     ) -> None:
         super().__init__()
+        self.stride = stride
         fan_in = c_in * kernel * kernel
         shape = (c_out, c_in, kernel, kernel)
         if init == "torch":
@@ -33,7 +40,7 @@ class Conv(nn.Layer):
         self.bias = parameter(self, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.conv(x, self.weight, self.bias)
+        return ops.conv(x, self.weight, self.bias, self.stride)
 
 
 class ConvSubnet(nn.Layer):
@@ -59,8 +66,10 @@ class ConvSubnet(nn.Layer):
 
 def parameter(layer: nn.Layer, value: np.ndarray) -> Tensor:
     """Make a trainable float32 parameter that starts at `value`."""
-    return layer.create_parameter(
+    created = layer.create_parameter(
         shape=list(value.shape),
         dtype="float32",
-        default_initializer=nn.initializer.Assign(value.astype(np.float32)),
+        default_initializer=nn.initializer.Constant(0.0),
     )
+    created.set_value(value.astype(np.float32))  # initializer.Assign is 40 times slower
+    return created

@@ -248,9 +248,36 @@ def test_addresses_are_those_of_paddle(monkeypatch: pytest.MonkeyPatch) -> None:
         "mobilenet_v2": mobilenetv2.model_urls["mobilenetv2_1.0"],
         "mobilenet_v3_large": mobilenetv3.model_urls["mobilenet_v3_large_x1.0"],
     }
-    assert set(weights.PUBLISHED) | {"efficientnet_lite0"} == set(BACKBONES)
-    for name, (file, md5) in weights.PUBLISHED.items():
+    # mcait is made of two others.
+    assert set(weights.PUBLISHED) | {"efficientnet_lite0", "mcait"} == set(BACKBONES)
+    checked = {name: entry for name, entry in weights.PUBLISHED.items() if entry[1]}
+    for name, (file, md5) in checked.items():
         assert (weights.BASE_URL + file, md5) == known[name]
+    assert set(weights.PUBLISHED) - set(checked) == {
+        "efficientnet_b5", "deit_base_distilled_384", "cait_m48_448", "cait_s24_224",
+    }  # fmt: skip
+
+
+def test_file_without_a_published_checksum(
+    tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(weights.PUBLISHED, NAME, (f"{server}/good/{FILE}", None))
+    monkeypatch.delenv("FLOWAD_WEIGHTS_URL")
+    backbone = small_backbone()
+    cache = tmp_path / "cache" / FILE
+    for origin, shown in (("download", f"{server}/good/{FILE}"), ("cache", str(cache))):
+        info = load_weights(backbone)
+        assert (info.source, info.origin, first_value(backbone)) == (shown, origin, 4)
+        assert info.sha256 == hashlib.sha256(cache.read_bytes()).hexdigest()
+        printed = capsys.readouterr().err.splitlines()[-1]
+        assert printed.endswith(f"unverified, as no md5 is published: its sha256 is {info.sha256}")
+    cache.unlink()
+    monkeypatch.setenv("FLOWAD_WEIGHTS_URL", f"{server}/wrong/")  # a mirror counts for all files
+    with pytest.raises(UserError, match="the file received holds no weights"):
+        load_weights(backbone)
+    assert not cache.exists()
+    with pytest.raises(UserError, match=r"put that file at .*small\.pdparams, or use"):
+        load_weights(backbone, base_url="http://127.0.0.1:9/")
 
 
 def test_bundled_file_is_the_one_described(repo: Path) -> None:

