@@ -15,7 +15,7 @@ from metrics.threshold import Threshold, fixed, is_defective
 from utils.errors import UserError
 from utils.files import atomic_replace, atomic_write_text
 from utils.image import Size, read_image, to_input
-from utils.visualize import panel, regions, resize_map, safe_name, save_picture
+from utils.visualize import marked, panel, regions, resize_map, safe_name, save_picture
 
 
 @dataclass(frozen=True)
@@ -141,6 +141,9 @@ class PredictionWriter:
             picture = panel(photo.pixels, full, cut, *self.color_scale, title, ground_truth=truth)
             save_picture(self.output / f"{name}.png", picture)
             result["picture"] = f"{name}.png"
+            whole = marked(photo.pixels, full, cut, *self.color_scale, truth)
+            save_picture(self.output / "overlays" / f"{name}.png", whole)
+            result["overlay"] = f"overlays/{name}.png"
         if self.maps:
             with atomic_replace(self.output / f"{name}.npy") as temporary:
                 np.save(temporary, full.astype(np.float32))

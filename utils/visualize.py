@@ -111,6 +111,26 @@ def contours(image: Picture, mask: NDArray[np.bool_], colour: Colour, width: int
     return drawn
 
 
+def marked(
+    image: Picture,
+    anomaly_map: NDArray,
+    pixel_threshold: float,
+    low: float,
+    high: float,
+    ground_truth: NDArray[np.bool_] | None = None,
+) -> Picture:
+    """Lay the heat map over an image (H, W, 3), same geometry, with the outlines of its regions.
+
+    anomaly_map (h, w) of any size; ground_truth (H, W), outlined too if it is known.
+    """
+    predicted = is_defective(resize_map(anomaly_map, image.shape[:2]), pixel_threshold)
+    width = max(1, round(max(image.shape) / 256))
+    picture = overlay(image, anomaly_map, low, high)
+    if ground_truth is not None:
+        picture = contours(picture, ground_truth, TRUTH, width)
+    return contours(picture, predicted, PREDICTED, width)
+
+
 def panel(
     image: Picture,
     anomaly_map: NDArray,

@@ -125,6 +125,7 @@ def test_results(tmp_path):
     assert stored["map_mean"] == pytest.approx(0.9 * 4 / 64)
     assert (normal["verdict"], normal["regions"]) == ("Normal", [])
     assert (out / stored["picture"]).is_file()
+    assert read_image(out / stored["overlay"]).shape == read_image(Path(stored["path"])).shape
     assert "map" not in stored
 
 
