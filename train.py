@@ -117,10 +117,16 @@ def train_category(config: Config, category: "Category", exp_dir: str, args: Nam
     log.say(f"[{category.name}] pixel {calibration.pixel.describe()}")
     log.say(
         f"[{category.name}] done after epoch {trainer.progress.epoch} (best: "
-        f"{trainer.progress.best_epoch}); next: python eval.py --exp_dir "
-        f"{quote(exp_dir)} -cat {quote(category.name)} --data {quote(config.data.root)}"
+        f"{trainer.progress.best_epoch}); next: python {_next_command(config, category, exp_dir)}"
     )
     log.close()
+
+
+def _next_command(config: Config, category: "Category", exp_dir: str) -> str:
+    run = f"--exp_dir {quote(exp_dir)} -cat {quote(category.name)}"
+    if category.test:
+        return f"eval.py {run} --data {quote(config.data.root)}"
+    return f"predict.py {run} --image_path IMAGES"
 
 
 if __name__ == "__main__":
