@@ -38,8 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     exp_dir, root, category = [*arguments, "bottle"][:3]
     found, detector, _ = session.open_detector(exp_dir, category, last=True)
     records = session.labelled(find_category(Path(root), category).test)
-    read_mask = session.mask_reader(records, found.config)
-    masks = [read_mask(i) for i in range(len(records))]
+    masks, _ = session.known_masks(records, found.config)
     labels = [record.label for record in records]
     outputs = list(latents_of(detector, records, found.config))
     sizes = [(z.shape[2], z.shape[3]) for z in outputs[0][0]]

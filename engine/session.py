@@ -110,6 +110,22 @@ def image_reader(records: Sequence[Record], config: Config) -> Read:
     return read
 
 
+def known_masks(records: Sequence[Record], config: Config) -> tuple[list[np.ndarray | None], int]:
+    """Return the mask of every record at evaluation size, None if it is not known.
+
+    The number counts masks whose file has another size than its image.
+    """
+    sizes = {"input": config.model.input_size, "256": (256, 256), "original": None}
+    known = [index for index, record in enumerate(records) if record.has_truth]
+    loaded, differing = load_masks(
+        [records[index] for index in known], sizes[config.eval.size], config.data.workers
+    )
+    masks: list[np.ndarray | None] = [None] * len(records)
+    for index, mask in zip(known, loaded, strict=True):
+        masks[index] = mask
+    return masks, differing
+
+
 def calibrate_checkpoint(
     folder: Path, detector: Detector, holdout: Sequence[Record], config: Config
 ) -> Calibration:
@@ -151,14 +167,9 @@ def evaluate_records(
     """Return metrics and scores (N,) of labelled test images; `UserError` if there are none."""
     if not records:
         raise UserError("no labelled test images: put them into test/good and test/<defect>")
-    sizes = {"input": config.model.input_size, "256": (256, 256), "original": None}
-    known = [index for index, record in enumerate(records) if record.has_truth]
-    loaded, differing = load_masks(
-        [records[index] for index in known], sizes[config.eval.size], config.data.workers
-    )
-    masks = dict(zip(known, loaded, strict=True))
+    masks, differing = known_masks(records, config)
     metrics, scores = evaluate_set(
-        detector, image_reader(records, config), [r.label for r in records], masks.get,
+        detector, image_reader(records, config), [r.label for r in records], masks.__getitem__,
         [str(r.path) for r in records], batch_size=config.eval.batch_size,
         calibration=calibration, allow_missing_masks=allow_missing_masks,
     )  # fmt: skip

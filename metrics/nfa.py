@@ -1,17 +1,20 @@
 """A-contrario segmentation (U-Flow): how many false alarms a region of latents would be worth.
 
-Null hypothesis: latents are independent standard normal. The number of false alarms (NFA) of a
-region is the number of tests times the probability of a region as abnormal as this one. Scores are
--log10 NFA: above 0, less than one false detection per image is expected. H W per scale; logs are
-decimal.
+Null hypothesis: the latents of every position are independent and standard normal, so that their
+energy, the sum of squares over the channels, follows a χ² law. The number of false alarms (NFA) of
+a region is the number of tests times the probability of a region as abnormal as this one. Scores
+are -log10 NFA: above 0, less than one false detection per image is expected. H W per scale; logs
+are decimal.
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
+from scipy.optimize import brentq
+from scipy.stats import chi2
 
 from metrics.nfa_tree import component_tree
 from metrics.roc import check_finite
@@ -20,65 +23,21 @@ from utils.errors import UserError
 Map = NDArray[np.float64]
 
 TAILS = ("upper", "both")
-# The number of polyominoes (connected regions) of r pixels is about α·β^r/r.
+TESTS = ("total", "by_size")
+# The number of polyominoes (connected regions) of r pixels is about α·β^r/r, and less.
 _ALPHA, _BETA = 0.316915, 4.062570
 
 
-def tree_score(
-    energies: Sequence[NDArray],
-    channels: Sequence[int],
-    size: tuple[int, int],
-    *,
-    tail: str = "upper",
-) -> Map:
-    """Return -log10 NFA of one image, (height, width) = `size`; above 0 means detected.
+class Null(NamedTuple):
+    """Describe the energies of one scale without defects: their mean, and the χ² law that fits."""
 
-    energies: per scale (H, W), the squared latents of every position summed over the channels;
-    channels: per scale. Source: U-Flow, JMIV 2024; the least probable scale counts.
-    """
-    _check_scales(energies, channels)
-    tests = log_tests([energy.size for energy in energies])
-    least = np.zeros(size)
-    for energy, count in zip(energies, channels, strict=True):
-        log_p = np.nan_to_num(region_log_probability(energy, count, tail=tail))
-        np.minimum(least, cv2.resize(log_p, size[::-1], interpolation=cv2.INTER_LINEAR), out=least)
-    return -(tests + least)
+    mean: float
+    freedom: float
 
 
-def region_log_probability(energy: NDArray, channels: int, *, tail: str = "upper") -> Map:
-    """Return the log-probability of the most meaningful region around each position, (H, W).
-
-    Regions are the connected components of {energy >= level}; nan lies outside all of those kept.
-    """
-    if tail not in TAILS:
-        raise UserError(f"tail {tail!r}: must be one of {', '.join(TAILS)}")
-    tree = component_tree(check_finite(energy, "energies of latents"))
-    log_p = tree.area() * log_tail(tree.level.astype(np.float64) / channels, channels, tail=tail)
-    return tree.paint(tree.most_meaningful(log_p), log_p).reshape(energy.shape)
-
-
-def log_tail(mean_energy: NDArray, channels: int, *, tail: str = "upper") -> Map:
-    """Return Chernoff's bound of log P(χ²_n / n >= mean_energy), n = channels, any shape.
-
-    `upper`: 0 up to 1, where the bound says nothing. `both`: the formula below 1 too, where it
-    calls unusually normal regions abnormal (the reference code, for parity).
-    """
-    if tail == "upper":
-        mean_energy = np.maximum(mean_energy, 1.0)
-    above = np.maximum(mean_energy, np.finfo(np.float64).tiny) - 1.0  # tiny: ln 0
-    return -0.5 * channels / np.log(10) * (above - np.log1p(above))
-
-
-def log_tests(positions: Sequence[int]) -> float:
-    """Return the log of the number of tests: regions of any size anywhere, over all scales.
-
-    positions: H·W of every scale. Source: U-Flow, JMIV 2024.
-    """
-    terms = []
-    for count in positions:
-        r = np.arange(1, count + 1)
-        terms.append(np.log(_ALPHA * count) + logsumexp(r * np.log(_BETA) - np.log(r)))
-    return float(logsumexp(terms) / np.log(10))
+def standard_nulls(channels: Sequence[int]) -> list[Null]:
+    """Return the null hypothesis of a perfect flow, per scale, from its channels."""
+    return [Null(float(count), float(count)) for count in channels]
 
 
 def latent_energies(latents: Sequence[NDArray]) -> list[NDArray]:
@@ -86,22 +45,109 @@ def latent_energies(latents: Sequence[NDArray]) -> list[NDArray]:
     return [np.einsum("...chw,...chw->...hw", z, z) for z in latents]
 
 
-def calibrate(energies: Sequence[NDArray], channels: Sequence[int]) -> NDArray[np.float64]:
-    """Return the variance per scale (S,) of the latents of held-out normals, (N, H, W) each.
+def tree_score(
+    energies: Sequence[NDArray],
+    nulls: Sequence[Null],
+    size: tuple[int, int],
+    *,
+    tail: str = "upper",
+    tests: str = "total",
+) -> Map:
+    """Return -log10 NFA of one image, (height, width) = `size`; above 0 means detected.
 
-    Divide energies by it before `tree_score`: a flow trained on few images is over-confident,
-    and leaves unseen normals with a variance above 1.
+    energies: (H, W) per scale; of scales, the least probable region counts. `tests`: how many
+    there are. `total`: all regions of any size on any scale (U-Flow, JMIV 2024). `by_size`: those
+    of the region's size, times the number of sizes and scales; the expected number of false
+    detections has the same bound 1, and small regions need far less evidence.
     """
-    _check_scales(energies, channels)
-    for energy in energies:
-        check_finite(energy, "energies of held-out normals")
-    means = [np.mean(energy, dtype=np.float64) for energy in energies]
-    return np.array(means) / np.array(channels)
+    _check_scales(energies, nulls, 2)
+    if tests not in TESTS:
+        raise UserError(f"tests {tests!r}: must be one of {', '.join(TESTS)}")
+    least = np.full(size, np.inf)
+    for energy, null in zip(energies, nulls, strict=True):
+        by_area = np.zeros(energy.size)
+        if tests == "by_size":
+            by_area = log_regions(energy.size) + np.log10(len(energies) * energy.size)
+        log_nfa = region_log_nfa(energy, null, by_area, tail=tail)
+        log_nfa = np.fmin(log_nfa, by_area[0])  # nothing found: one position, of probability 1
+        np.minimum(least, cv2.resize(log_nfa, size[::-1]), out=least)
+    return -least - (log_tests([energy.size for energy in energies]) if tests == "total" else 0.0)
 
 
-def _check_scales(energies: Sequence[NDArray], channels: Sequence[int]) -> None:
-    if len(energies) != len(channels) or not all(energy.size for energy in energies):
+def region_log_nfa(
+    energy: NDArray, null: Null, log_tests_by_area: NDArray, *, tail: str = "upper"
+) -> Map:
+    """Return log NFA of the most meaningful region around each position, (H, W), nan outside all.
+
+    Regions are the connected components of {energy >= level}. log_tests_by_area: (H·W,) for
+    regions of 1, 2, … positions; zeros leave the log-probability.
+    """
+    tree = component_tree(check_finite(energy, "energies of latents"))
+    area = tree.area()
+    level = tree.level.astype(np.float64) / null.mean
+    log_nfa = area * log_tail(level, null.freedom, tail=tail)
+    log_nfa += log_tests_by_area[area.astype(np.int64) - 1]
+    return tree.paint(tree.most_meaningful(log_nfa), log_nfa).reshape(energy.shape)
+
+
+def log_tail(ratio: NDArray, freedom: float, *, tail: str = "upper") -> Map:
+    """Return Chernoff's bound of log P(energy / mean >= ratio) for a χ² law, any shape.
+
+    `upper`: 0 up to 1, where the bound says nothing. `both`: the formula below 1 too, where it
+    calls unusually normal regions abnormal (the reference code, for parity).
+    """
+    if tail not in TAILS:
+        raise UserError(f"tail {tail!r}: must be one of {', '.join(TAILS)}")
+    least = 1.0 if tail == "upper" else np.finfo(np.float64).tiny  # an energy of 0 has no logarithm
+    ratio = np.maximum(ratio, least)
+    return -0.5 * freedom / np.log(10) * (ratio - 1.0 - np.log(ratio))
+
+
+def log_tests(positions: Sequence[int]) -> float:
+    """Return the log of the number of regions of any size anywhere; positions: H·W per scale."""
+    per_scale = np.concatenate([log_regions(count) for count in positions])
+    return float(np.logaddexp.reduce(per_scale * np.log(10)) / np.log(10))
+
+
+def log_regions(positions: int) -> Map:
+    """Return the log of the number of connected regions of 1, 2, … positions, (positions,)."""
+    r = np.arange(1, positions + 1)
+    return np.log10(positions * _ALPHA / r) + r * np.log10(_BETA)
+
+
+def calibrate(energies: Sequence[NDArray], channels: Sequence[int]) -> list[Null]:
+    """Fit the null hypothesis per scale to the energies (N, H, W) of N held-out normal images.
+
+    The mean, and as many degrees of freedom (from 1 to the channels) as give the law the energy
+    that is exceeded once per image: a flow trained on few images leaves unseen normals with
+    another variance than 1, and with heavier tails, because their channels vary together.
+    """
+    _check_scales(energies, channels, 3)
+    nulls = []
+    for energy, count in zip(energies, channels, strict=True):
+        energy = check_finite(energy, "energies of held-out normals").astype(np.float64)
+        mean, rare = float(energy.mean()), 1 / energy[0].size
+        high = float(np.quantile(energy, 1 - rare))
+        nulls.append(Null(mean, _freedom(high / mean, rare, float(count))))
+    return nulls
+
+
+def _freedom(ratio: float, probability: float, most: float) -> float:
+    """Return the degrees of freedom for which P(χ² / mean > ratio) is the probability."""
+
+    def excess(freedom: float) -> float:
+        return float(chi2.isf(probability, freedom)) / freedom - ratio
+
+    if excess(most) >= 0:
+        return most
+    return 1.0 if excess(1.0) <= 0 else float(brentq(excess, 1.0, most))
+
+
+def _check_scales(energies: Sequence[NDArray], others: Sequence, axes: int) -> None:
+    shapes = [energy.shape for energy in energies]
+    fits = [len(s) == axes and min(s) > 0 and min(s[-2:]) > 2 for s in shapes]
+    if len(shapes) != len(others) or not all(fits):
         raise UserError(
-            f"{len(energies)} scales of energies, shapes {[e.shape for e in energies]}, but "
-            f"{len(channels)} channel counts: give one of each per scale, none of them empty"
+            f"energies of shapes {shapes} for {len(others)} scales: give one array of {axes} axes "
+            "per scale, with at least 3 rows and 3 columns"
         )

@@ -77,7 +77,7 @@ def window_log_probability(
 def continuous_log_tail(count: NDArray, cells: int, probability: float) -> Map:
     """Return log ∫ from count to `cells` of C(cells, t)·(1-p)^t·p^(cells-t) dt, any shape.
 
-    C is extended by the gamma function. Read from a table, exact to about ten digits.
+    C is extended by the gamma function. Read from a table, exact to 1e-7.
     """
     table = _tail_table(cells, probability)
     return (table(count) + np.log(cells - count)) / np.log(10)

@@ -44,27 +44,27 @@ class Tree(NamedTuple):
             values = least[:-1]
         return values
 
-    def most_meaningful(self, log_p: Values) -> NDArray[np.bool_]:
-        """Mark the regions that are less probable than those inside and around them, (N,).
+    def most_meaningful(self, log_nfa: Values) -> NDArray[np.bool_]:
+        """Mark the regions that are less expected than those inside and around them, (N,).
 
         The result of U-Flow's alternation until nothing changes: of each chain without branches
-        that ends in a leaf, keep the least probable node, the smallest on ties (prune); drop the
-        children of a node if they are all leaves and none is less probable than the node (merge).
+        that ends in a leaf, keep the node of least log-NFA, the smallest on ties (prune); drop the
+        children of a node if they are all leaves and none has less than the node (merge).
         In closed form: a subtree shrinks to one region if each of its branching nodes has the
-        least log-probability of its own subtree. That region lies on the chain at its top.
+        least log-NFA of its own subtree. That region lies on the chain at its top.
         """
-        count = log_p.size
+        count = log_nfa.size
         parent = self.ancestors[0] if self.ancestors else np.full(count, count)
         children = np.bincount(parent, minlength=count + 1)
-        least = self.subtree_min(log_p)
-        blocked = (children[:-1] > 1) & (log_p > least)
+        least = self.subtree_min(log_nfa)
+        blocked = (children[:-1] > 1) & (log_nfa > least)
         single = np.append(self.subtree_sum(blocked.astype(np.float64)) == 0, False)
         chain = np.where(children[parent] == 1, parent, np.arange(count))
         chain[parent == count] = np.flatnonzero(parent == count)  # the root begins a chain
         while not np.array_equal(longer := chain[chain], chain):
             chain = longer  # the topmost node of the chain without branches that a node is on
         top = single[:-1] & ~single[parent]
-        candidates = np.flatnonzero(top[chain] & (log_p == least[chain]))
+        candidates = np.flatnonzero(top[chain] & (log_nfa == least[chain]))
         winner = np.full(count, -1)
         np.maximum.at(winner, chain[candidates], candidates)  # later numbers are inside earlier
         marked = np.zeros(count, dtype=bool)
@@ -81,7 +81,7 @@ class Tree(NamedTuple):
 
 
 def component_tree(image: NDArray) -> Tree:
-    """Build the tree of a map (H, W); neighbours of equal value are one node."""
+    """Build the tree of a map (H, W), at least 3×3; neighbours of equal value are one node."""
     parents, order = max_tree(image, connectivity=1)
     flat, parents = image.reshape(-1), parents.reshape(-1)
     canonical = flat[parents] != flat

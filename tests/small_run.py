@@ -1,5 +1,6 @@
 """Small data, configurations and runs that several test modules build on."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import paddle
+from paddle import nn
 
 import train
 from engine import checkpoint, session
@@ -80,8 +82,6 @@ def start(name: str, *args: str) -> "subprocess.Popen[bytes]":
 
 
 def _environment() -> dict[str, str]:
-    import os
-
     return {k: v for k, v in os.environ.items() if not k.startswith(("FLAGS_", "PYTHONPATH"))}
 
 
@@ -92,6 +92,7 @@ def untrained_run(folder: Path, config: Config, category: str = "bottle") -> Det
     """
     detector, backbone = session.new_detector(config, allow_random=True)
     shake(detector)
+    settle(detector)
     meta: dict[str, Any] = {
         "category": category, "preset": PRESET, "backbone": backbone,
         "data": {"train": 0, "holdout": 0, "digest": ""}, "versions": {},
@@ -114,6 +115,23 @@ def shake(detector: Detector, seed: int = 0) -> None:
             value.set_value(value + paddle.to_tensor(noise))
 
 
+def settle(detector: Detector) -> None:
+    """Give batch norms of the flow the statistics of a few images, as training would."""
+    norms = [layer for layer in detector.flow.sublayers() if isinstance(layer, nn.BatchNorm2D)]
+    if not norms:
+        return
+    kept = [layer._momentum for layer in norms]
+    for layer in norms:
+        layer._momentum = 0.0  # the running statistics become those of this batch
+    detector.train()
+    images = paddle.to_tensor(photographs(6, max(detector.input_size)))
+    with paddle.no_grad():
+        detector.objective(detector.features(images[:, :, : detector.input_size[0]]))
+    for layer, momentum in zip(norms, kept, strict=True):
+        layer._momentum = momentum
+    detector.eval()
+
+
 def photographs(count: int, size: int, seed: int = 0) -> np.ndarray:
     """Return images (count, 3, size, size) of lite_data in [0, 1], defective ones among them."""
     from utils.image import read_image, to_input
@@ -132,3 +150,12 @@ def changed(file: Path, data: bytes) -> Iterator[None]:
         yield
     finally:
         file.write_bytes(before)
+
+
+def export(exp_dir: Path, bundle: Path, data: Path, *more: str) -> Path:
+    """Export the detector of a run in this process; return the bundle's folder."""
+    from deploy import export_model
+
+    args = ["--exp_dir", str(exp_dir), "--save_inference_dir", str(bundle), "--data", str(data)]
+    assert export_model.main([*args, *more]) == 0
+    return bundle

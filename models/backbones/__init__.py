@@ -25,8 +25,8 @@ BACKBONES: dict[str, type[Backbone]] = {
 def build_backbone(name: str, strides: Sequence[int] | None = None, **options: Any) -> Backbone:
     """Build backbone `name` with a tap at each stride, and without the layers behind the last one.
 
-    `strides` of None are the class's default. `options` go to the class. The weights are those of a fresh network: call `load_weights` next.
-    Raise `UserError` for an unknown name or stride.
+    `strides` of None are the class's default. `options` go to the class. The weights are those of
+    a fresh network: call `load_weights` next. Raise `UserError` for an unknown name or stride.
     """
     if name not in BACKBONES:
         raise UserError(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}")

@@ -31,10 +31,13 @@ STAGES = (
 
 
 class BlockShape(NamedTuple):
-    """Describe a block; `stage` and `index` count from 1 and 0, `size` is that of its input."""
+    """Describe a block: number of its stage, place in it, and what the convolutions need.
+
+    `size` is that of its input in training, in pixels per side.
+    """
 
     stage: int
-    index: int
+    place: int
     inputs: int
     outputs: int
     kernel: int
@@ -47,9 +50,9 @@ def block_shapes() -> Iterator[BlockShape]:
     """Yield the shapes of all 39 blocks."""
     inputs, size = STEM_CHANNELS, -(-TRAINED_SIZE // 2)
     for stage, (kernel, first_stride, expansion, outputs, repeats) in enumerate(STAGES, 1):
-        for index in range(repeats):
-            stride = first_stride if index == 0 else 1
-            yield BlockShape(stage, index, inputs, outputs, kernel, stride, expansion, size)
+        for place in range(repeats):
+            stride = first_stride if place == 0 else 1
+            yield BlockShape(stage, place, inputs, outputs, kernel, stride, expansion, size)
             inputs, size = outputs, -(-size // stride)
 
 
@@ -183,14 +186,14 @@ def own_names() -> dict[str, str]:
     names = dict(STEM_NAMES)
     for number, shape in enumerate(block_shapes()):
         # PaddleClas's own quirk: two names for a block, and a dot at the end of it
-        group = "_blocks" if shape.index == 0 else "block"
+        group = "_blocks" if shape.place == 0 else "block"
         for own, lukemelas, paddle_clas, torchvision in LAYER_NAMES:
-            place, _, layer = torchvision.partition(".")
-            position = int(place) - (shape.expansion == 1)  # nothing stands for no expansion
+            first, _, layer = torchvision.partition(".")
+            position = int(first) - (shape.expansion == 1)  # nothing stands for no expansion
             for foreign in (
                 f"_blocks.{number}.{lukemelas}",
                 f"_ef.{group}.{number}..{paddle_clas}",
-                f"features.{shape.stage}.{shape.index}.block.{position}.{layer}",
+                f"features.{shape.stage}.{shape.place}.block.{position}.{layer}",
             ):
                 names[foreign] = f"blocks.{number}.{own}"
     return names

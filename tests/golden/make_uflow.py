@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import paddle
 
-from metrics.nfa import latent_energies, tree_score
+from metrics.nfa import latent_energies, standard_nulls, tree_score
 from metrics.nfa_block import block_score
 from models.flows.uflow import UFlow
 from models.scoring.uflow import UFlowScorer
@@ -39,8 +39,8 @@ def pinned_values() -> dict[str, np.ndarray]:
         values[f"log_det{level}"] = log_dets[level].numpy()
     second = [z.numpy()[1].astype(np.float64) for z in latents]
     second[0][:, 4:9, 3:8] *= 6  # a defect
-    counts = [z.shape[0] for z in second]
-    values["tree"] = tree_score(latent_energies(second), counts, INPUT)
+    nulls = standard_nulls([z.shape[0] for z in second])
+    values["tree"] = tree_score(latent_energies(second), nulls, INPUT)
     values["block"] = block_score(second, INPUT, high_precision=True)
     return values
 

@@ -136,7 +136,7 @@ def test_every_block_matches_the_reference(golden):
 
 @pytest.mark.parametrize("name", CASES)
 def test_inverse_matches_the_reference(golden, name):
-    """Exactly in float64; in float32 rounding z (up to 120) alone moves the exact inverse by 2e-4."""
+    """Exactly in float64; rounding z (up to 120) to float32 alone moves the exact one by 2e-4."""
     case = golden(name)
     flow = doubled(load_reference(case))
     latents, _ = flow([x.astype("float64") for x in features_of(case)])
@@ -340,6 +340,13 @@ def test_kernels_are_3_and_5_in_the_last_block():
         assert [block.to_first.up[0].weight.shape[-1] for block in flow.blocks] == expected
 
 
+def test_the_second_part_is_the_larger_one_of_an_odd_number():
+    block = small_flow(7).blocks[0]
+    for net, c_in, c_out in ((block.to_first, 4, 3), (block.to_second, 3, 4)):
+        assert net.enter[0].weight.shape[:2] == [5, c_in]
+        assert net.down[1].weight.shape[:2] == [2 * c_out, 5]
+
+
 class _Zeros:
     """Stands in for a generator where only shapes count."""
 
@@ -437,7 +444,7 @@ def test_static_graph_layout_gives_the_same_numbers():
     actual = paddle.jit.to_static(flow, full_graph=True)(features)
     assert ops.channels_last()
     for a, b in zip(expected[0] + expected[1], actual[0] + actual[1], strict=True):
-        np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-5)
+        assert_near(b, a.numpy(), 1e-6)
 
 
 EXPORT = """

@@ -1,0 +1,276 @@
+"""Export: the static graph of every configuration gives the numbers of the dynamic model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from datasets.folder import find_category
+from deploy import engines, export_model
+from deploy.bundle import read_bundle
+from deploy.engines import EngineOptions, PaddleEngine
+from engine.evaluator import run
+from metrics.threshold import Threshold
+from tests.small_run import (
+    REPO,
+    copy_bottle,
+    export,
+    photographs,
+    tiny_config,
+    train_tiny,
+    untrained_run,
+)
+from utils.config import Config, load
+from utils.errors import UserError
+
+SHIPPED = sorted((REPO / "configs").rglob("*.yaml"))
+QUICK = ("fastflow_efficientnet_lite0",)
+
+
+def small(file: Path, *overrides: str) -> Config:
+    """Return a shipped configuration at the smallest input size that it takes."""
+    for size in (64, 128, 256, 448):
+        try:
+            return load(file, [*overrides, f"model.input_size={size}"])
+        except UserError:
+            continue
+    raise AssertionError(f"no small input size for {file}")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return copy_bottle(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def exp(data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "exp"
+    train_tiny(data, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(exp, data, tmp_path_factory) -> Path:
+    return export(exp, tmp_path_factory.mktemp("export") / "bundle", data)
+
+
+def about(folder: Path) -> dict:
+    return yaml.safe_load((folder / "inference.yml").read_text(encoding="utf-8"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_what_is_in_a_bundle(bundle, exp):
+    assert sorted(contents(bundle)) == ["inference.json", "inference.pdiparams", "inference.yml"]
+    found = about(bundle)
+    meta = json.loads((exp / "bottle/best/meta.json").read_text(encoding="utf-8"))
+    assert found["model"]["category"] == "bottle"
+    assert found["model"]["backbone_sha256"] == meta["backbone"]["sha256"]
+    assert (found["model"]["checkpoint"], found["model"]["seed"]) == ("best", 0)
+    assert found["input"]["size"] == [64, 64]
+    assert found["input"]["resize"] == meta["config"]["data"]["resize"]
+    assert found["outputs"] == ["anomaly_map", "score"]
+    assert found["versions"]["numpy"]
+    for name in ("image", "pixel"):
+        stored = Threshold.from_dict(found["thresholds"][name])
+        assert stored == Threshold.from_dict(meta["calibration"][name])
+    assert found["color_scale"] == meta["calibration"]["color_scale"]
+    read_bundle(bundle)
+
+
+def test_the_comparison_is_recorded(bundle):
+    parity = about(bundle)["parity"]
+    assert parity["images"] == 8
+    assert 0 <= parity["score_max_difference"] < 1e-5
+    assert 0 <= parity["map_max_difference"] < 1e-5
+
+
+def test_images_to_compare_on_are_spread_over_all(data):
+    config = tiny_config()
+    chosen = export_model.real_images(config, str(data), "bottle")
+    assert chosen.shape == (8, 3, 64, 64)
+    assert len({image.tobytes() for image in chosen}) == 8
+    category = find_category(data, "bottle")
+    from engine.session import image_reader
+
+    read = image_reader([*category.test, *category.train], config)
+    np.testing.assert_array_equal(chosen[0], read(np.array([0]))[0][0])
+    last = len(category.test) + len(category.train) - 1
+    np.testing.assert_array_equal(chosen[-1], read(np.array([last]))[0][0])
+
+
+def test_few_images_are_enough(data, tmp_path):
+    few = tmp_path / "few"
+    few.mkdir()
+    shutil.copy(data / "bottle/test/good/000.png", few)
+    assert len(export_model.real_images(tiny_config(), str(few), "bottle")) == 1
+
+
+def test_best_and_last(exp, data, tmp_path):
+    last = export(exp, tmp_path / "b", data, "--is_last")
+    assert about(last)["model"]["checkpoint"] == "last"
+
+
+@pytest.fixture
+def quick(bundle, monkeypatch):
+    """Take the graph of the finished bundle instead of tracing it again."""
+
+    def copy(detector, folder: Path) -> None:
+        for name in ("inference.json", "inference.pdiparams"):
+            shutil.copy(bundle / name, folder)
+
+    monkeypatch.setattr(export_model, "save_graph", copy)
+
+
+def test_a_difference_leaves_nothing(exp, data, tmp_path, monkeypatch, quick):
+    original = PaddleEngine.run
+    for shift in (2e-4, -2e-4, float("nan")):
+        monkeypatch.setattr(
+            engines.PaddleEngine, "run",
+            lambda self, x, by=shift: (original(self, x)[0], original(self, x)[1] + by),
+        )  # fmt: skip
+        with pytest.raises(UserError, match=r"score differs by more than 0\.0001; nothing was"):
+            export(exp, tmp_path / "new", data)
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_difference_keeps_the_older_bundle(exp, data, bundle, tmp_path, monkeypatch, quick):
+    shutil.copytree(bundle, tmp_path / "old")
+    before = contents(tmp_path / "old")
+    original = PaddleEngine.run
+    monkeypatch.setattr(
+        engines.PaddleEngine, "run", lambda self, x: tuple(v + 1 for v in original(self, x))
+    )
+    with pytest.raises(UserError, match="nothing was written"):
+        export(exp, tmp_path / "old", data)
+    assert contents(tmp_path / "old") == before
+
+
+def test_a_tiny_difference_is_printed_and_passes(exp, data, tmp_path, monkeypatch, capsys, quick):
+    original = PaddleEngine.run
+    monkeypatch.setattr(
+        engines.PaddleEngine, "run", lambda self, x: tuple(v + 3e-5 for v in original(self, x))
+    )
+    export(exp, tmp_path / "b", data)
+    out = capsys.readouterr().out
+    assert "exported against dynamic model on 8 images: score differs by at most 3e-05" in out
+    assert f"inference model has been saved into {tmp_path / 'b'}" in out
+
+
+def test_other_files_in_the_folder_stay(exp, data, tmp_path, quick):
+    target = tmp_path / "deploy here"
+    target.mkdir()
+    (target / "notes.txt").write_text("keep")
+    (target / "inference.json").write_text("of an older export")
+    export(exp, target, data)
+    assert (target / "notes.txt").read_text() == "keep"
+    read_bundle(target)
+
+
+def test_an_interrupted_export_is_noticed(exp, data, bundle, tmp_path, monkeypatch):
+    """The description comes last: until then its hashes do not fit the new files."""
+    target = tmp_path / "b"
+    shutil.copytree(bundle, target)
+    untrained_run(tmp_path / "exp/bottle", tiny_config())
+    write = export_model.atomic_write_bytes
+    written: list[str] = []
+
+    def dying(path: Path, content: bytes) -> None:
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        write(path, content)
+
+    monkeypatch.setattr(export_model, "atomic_write_bytes", dying)
+    with pytest.raises(KeyboardInterrupt):
+        export(tmp_path / "exp", target, data)
+    assert sorted(written) == ["inference.json", "inference.pdiparams"]
+    with pytest.raises(UserError, match=r"not the file that inference\.yml describes"):
+        read_bundle(target)
+
+
+def test_a_run_without_thresholds(exp, data, tmp_path):
+    shutil.copytree(exp, tmp_path / "exp")
+    file = tmp_path / "exp/bottle/best/meta.json"
+    meta = json.loads(file.read_text(encoding="utf-8"))
+    del meta["calibration"]
+    file.write_text(json.dumps(meta))
+    with pytest.raises(UserError, match="no thresholds; finish the training"):
+        export(tmp_path / "exp", tmp_path / "b", data)
+
+
+def test_the_training_images_may_be_gone(exp, tmp_path, quick):
+    shutil.copytree(exp, tmp_path / "exp")
+    file = tmp_path / "exp/bottle/best/meta.json"
+    meta = json.loads(file.read_text(encoding="utf-8"))
+    meta["config"]["data"]["root"] = "gone"
+    file.write_text(json.dumps(meta))
+    args = ["--exp_dir", str(tmp_path / "exp"), "--save_inference_dir", str(tmp_path / "b")]
+    with pytest.raises(UserError, match="gone: no such folder"):
+        export_model.main(args)
+    assert export_model.main([*args, "--data", str(REPO / "images")]) == 0
+
+
+def test_the_run_decides_where_to(exp, data, tmp_path, monkeypatch, quick):
+    monkeypatch.chdir(tmp_path)
+    assert export_model.main(["--exp_dir", str(exp), "--data", str(data)]) == 0
+    read_bundle(tmp_path / "deploy/inference")
+
+
+def test_exporting_changes_nothing_in_the_run(exp, data, tmp_path):
+    before = {p: p.read_bytes() for p in sorted(exp.rglob("*")) if p.is_file()}
+    export(exp, tmp_path / "b", data)
+    assert {p: p.read_bytes() for p in sorted(exp.rglob("*")) if p.is_file()} == before
+
+
+def agree(config: Config, tmp_path: Path, images: np.ndarray, tolerance: float) -> None:
+    """Export a shaken detector; compare it with the graph for one image and for several."""
+    detector = untrained_run(tmp_path / "exp/bottle", config)
+    data = copy_bottle(tmp_path / "data", train=1, good=1, defective=1)
+    bundle = read_bundle(export(tmp_path / "exp", tmp_path / "bundle", data))
+    engine = PaddleEngine(bundle, EngineOptions())
+    for count in (1, len(images)):
+        maps, scores = engine.run(images[:count])
+        expected_maps, expected = run(detector, images[:count])
+        scale = max(1.0, float(np.abs(expected_maps).max()))
+        np.testing.assert_allclose(scores / scale, expected / scale, atol=tolerance)
+        np.testing.assert_allclose(maps / scale, expected_maps / scale, atol=tolerance)
+    assert np.ptp(scores) > 1e-4  # not all at the end of their range
+    assert np.std(maps) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        pytest.param(file, id=file.stem, marks=[] if file.stem in QUICK else [pytest.mark.slow])
+        for file in SHIPPED
+    ],
+)
+def test_every_shipped_configuration_can_be_exported(file, tmp_path):
+    config = small(file)
+    agree(config, tmp_path, photographs(3, config.model.input_size[0]), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("model.clamp=atan", "model.score=energy", "model.norm=none"),
+        ("model.clamp=tanh_scaled", "model.coupling=two_sided", "model.score_from=sharp"),
+        ("model.norm=batch", "model.global_scale=raw", "model.align_corners=true"),
+    ],
+    ids=lambda settings: settings[0],
+)
+def test_every_switch_can_be_exported(settings, tmp_path):
+    agree(tiny_config(*settings), tmp_path, photographs(2, 64), 1e-5)
+
+
+def test_an_input_that_is_not_square(tmp_path):
+    images = np.ascontiguousarray(photographs(3, 96)[:, :, :64])
+    assert images.shape == (3, 3, 64, 96)
+    agree(tiny_config("model.input_size=[64, 96]"), tmp_path, images, 1e-5)

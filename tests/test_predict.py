@@ -1,0 +1,255 @@
+"""predict.py: files, folders and patterns; pictures and results of all kinds of images."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+import predict
+from engine import session
+from tests.small_run import REPO, copy_bottle, script, train_tiny
+from utils.errors import UserError
+
+LINE = re.compile(r"^(Normal|Anomaly) - score:  (-?\d+\.\d{3})(?:  (.+))?$", re.M)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return copy_bottle(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def exp(data, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "exp"
+    train_tiny(data, folder)
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """A folder of images with difficult names."""
+    folder = tmp_path / "my photos"
+    (folder / "sub").mkdir(parents=True)
+    for name in ("what?.png", "a b.png", "瓶子.PNG", "[x].png", "sub/a b.png"):
+        shutil.copy(REPO / "images/bottle_good.png", folder / name)
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def predicted(exp: Path, images: Path | str, out: Path, *more: str) -> list[dict]:
+    args = ["--exp_dir", str(exp), "--image_path", str(images), "--output", str(out)]
+    assert predict.main([*args, *more]) == 0
+    text = (out / "results.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def test_one_file(exp, tmp_path, capsys):
+    (found,) = predicted(exp, REPO / "images/bottle_bad.png", tmp_path / "o")
+    out = capsys.readouterr().out
+    ((verdict, score, path),) = LINE.findall(out)
+    assert path == ""
+    assert verdict == found["verdict"]
+    assert score == f"{found['score']:.3f}"
+    assert out.startswith("image threshold ")  # which one decides, and where it comes from
+    assert (tmp_path / "o" / found["picture"]).is_file()
+
+
+def test_fields_of_a_result(exp, tmp_path):
+    (found,) = predicted(exp, REPO / "images/bottle_bad.png", tmp_path / "o", "--save_maps")
+    assert set(found) >= {
+        "path", "score", "threshold", "verdict", "pixel_threshold", "map_mean", "map_max",
+        "regions", "picture", "map",
+    }  # fmt: skip
+    _, _, stored = session.open_detector(str(exp), "bottle", last=False)
+    assert stored is not None
+    assert found["threshold"] == stored.image.value
+    assert found["pixel_threshold"] == stored.pixel.value
+    assert (found["verdict"] == "Anomaly") == (found["score"] > stored.image.value)
+    for region in found["regions"]:
+        assert set(region) == {"x", "y", "w", "h", "area", "peak"}
+        assert region["peak"] > stored.pixel.value
+
+
+def test_a_folder(exp, photos, tmp_path, capsys):
+    found = predicted(exp, photos, tmp_path / "o", "--batch_size", "2")
+    names = [str(Path(each["path"]).relative_to(photos)) for each in found]
+    assert sorted(names) == sorted(["what?.png", "a b.png", "瓶子.PNG", "[x].png", "sub/a b.png"])
+    assert [path for _, _, path in LINE.findall(capsys.readouterr().out)] == [
+        each["path"] for each in found
+    ]
+    assert len({each["picture"] for each in found}) == 5
+    assert all((tmp_path / "o" / each["picture"]).is_file() for each in found)
+    assert len({round(each["score"], 6) for each in found}) == 1  # the same picture five times
+
+
+@pytest.mark.parametrize(
+    ("pattern", "count"),
+    [("*.png", 3), ("*", 4), ("**/a*.png", 2), ("what?.png", 1), ("[x].png", 1)],
+)
+def test_patterns(exp, photos, tmp_path, pattern, count):
+    assert len(predicted(exp, photos / pattern, tmp_path / "o")) == count
+
+
+def test_pictures_go_to_the_run_unless_told(exp, photos):
+    assert predict.main(["--exp_dir", str(exp), "--image_path", str(photos / "a b.png")]) == 0
+    assert (exp / "bottle/predictions/a b.png").is_file()
+
+
+def test_other_geometries(exp, tmp_path):
+    """Non-square, grey, 16-bit and rotated images keep their own geometry in maps and regions."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 256, (40, 200), dtype=np.uint8)
+    (folder / "grey.png").write_bytes(cv2.imencode(".png", grey)[1].tobytes())
+    deep = rng.integers(0, 65536, (90, 30), dtype=np.uint16)
+    (folder / "deep.tiff").write_bytes(cv2.imencode(".tiff", deep)[1].tobytes())
+    rotated = Image.fromarray(rng.integers(0, 256, (50, 80, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90°
+    rotated.save(folder / "rotated.jpg", exif=exif)
+    sizes = {"grey": (40, 200), "deep": (90, 30), "rotated": (80, 50)}
+    found = predicted(exp, folder, tmp_path / "o", "--save_maps", "--pixel_threshold=-1e9")
+    assert len(found) == 3
+    for each in found:
+        height, width = sizes[Path(each["path"]).stem]
+        assert np.load(tmp_path / "o" / each["map"]).shape == (height, width)
+        (region,) = each["regions"]  # everything is above that threshold
+        assert (region["x"], region["y"], region["w"], region["h"]) == (0, 0, width, height)
+        assert region["area"] == height * width
+
+
+def test_the_map_lies_over_the_defect(exp, data, tmp_path):
+    """A bright square pasted into a good image raises the map where it was pasted."""
+    with Image.open(REPO / "images/bottle_good.png") as image:
+        pixels = np.array(image.convert("RGB"))
+    pixels = np.ascontiguousarray(pixels[:, : pixels.shape[1] * 3 // 4])  # not square
+    height, width = pixels.shape[:2]
+    y, x = height // 8, width * 5 // 8
+    plain = tmp_path / "plain.png"
+    Image.fromarray(pixels).save(plain)
+    pixels[y : y + 50, x : x + 50] = (255, 0, 255)
+    Image.fromarray(pixels).save(tmp_path / "pasted.png")
+    maps = []
+    for name in ("plain", "pasted"):
+        (found,) = predicted(exp, tmp_path / f"{name}.png", tmp_path / name, "--save_maps")
+        maps.append(np.load(tmp_path / name / found["map"]))
+    row, column = np.unravel_index(np.argmax(maps[1] - maps[0]), (height, width))
+    assert abs(row - (y + 25)) < 40
+    assert abs(column - (x + 25)) < 40
+
+
+def test_ground_truth_is_shown_where_it_is_known(exp, data, tmp_path):
+    known, _ = (predicted(exp, data / f"bottle/test/{f}/000.png", tmp_path / f)[0]
+                for f in ("broken_large", "good"))  # fmt: skip
+    pictures = {f: Image.open(tmp_path / f / "000.png").size for f in ("broken_large", "good")}
+    assert Path(known["path"]).parent.name == "broken_large"
+    assert pictures["broken_large"][0] > pictures["good"][0]  # a third tile
+
+
+def test_thresholds_of_the_command_line(exp, photos, tmp_path):
+    image = photos / "a b.png"
+    (high,) = predicted(exp, image, tmp_path / "o", "--image_threshold", "1e6")
+    (low,) = predicted(exp, image, tmp_path / "o", "--image_threshold=-1e6")
+    assert (high["verdict"], high["threshold"]) == ("Normal", 1e6)
+    assert (low["verdict"], low["threshold"]) == ("Anomaly", -1e6)
+    assert high["score"] == low["score"]
+    (score,) = predicted(exp, image, tmp_path / "o", "--image_threshold", repr(high["score"]))
+    assert score["verdict"] == "Normal"  # a tie
+
+
+def uncalibrated(exp: Path, target: Path) -> Path:
+    shutil.copytree(exp, target)
+    for file in target.glob("bottle/*/meta.json"):
+        meta = json.loads(file.read_text(encoding="utf-8"))
+        del meta["calibration"]
+        file.write_text(json.dumps(meta))
+    return target
+
+
+@pytest.mark.parametrize("pixel", ["0.5", "0", "-0.5"])
+def test_a_run_without_thresholds_needs_them_given(exp, photos, tmp_path, pixel):
+    bare, image = uncalibrated(exp, tmp_path / "bare"), photos / "a b.png"
+    with pytest.raises(UserError, match="give --image_threshold"):
+        predicted(bare, image, tmp_path / "o")
+    given = ("--image_threshold", "0.5", "--pixel_threshold", pixel)
+    (found,) = predicted(bare, image, tmp_path / "o", *given)
+    assert (tmp_path / "o" / found["picture"]).is_file()
+
+
+def test_an_unreadable_image_alone_is_an_error(exp, tmp_path):
+    (tmp_path / "x.png").write_bytes(b"broken")
+    done = script("predict.py", "--exp_dir", str(exp), "--image_path", str(tmp_path / "x.png"))
+    assert done.returncode == 2
+    (line,) = [text for text in done.stderr.splitlines() if text.startswith("error: ")]
+    assert "x.png: cannot read this image" in line
+    assert "Traceback" not in done.stderr
+
+
+def test_unreadable_images_in_a_folder_are_skipped_and_counted(exp, photos, tmp_path, capsys):
+    for name in ("bad 1.png", "bad 2.jpg"):
+        (photos / name).write_bytes(b"broken")
+    assert len(predicted(exp, photos, tmp_path / "o", "--batch_size", "3")) == 5
+    err = capsys.readouterr().err
+    (line,) = [text for text in err.splitlines() if text.startswith("warning")]
+    assert "skipped 2 unreadable image(s)" in line
+    assert "bad 1.png" in line
+    assert "bad 2.jpg" in line
+
+
+def test_a_folder_without_a_readable_image(exp, tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"broken")
+    with pytest.raises(UserError, match="none of 2 images can be read"):
+        predicted(exp, tmp_path, tmp_path / "o")
+    with pytest.raises(UserError, match="no images here"):
+        predicted(exp, tmp_path / "*.bmp", tmp_path / "o")
+
+
+def test_images_are_not_overwritten(exp, photos):
+    before = (photos / "a b.png").read_bytes()
+    with pytest.raises(UserError, match="holds the images themselves"):
+        predicted(exp, photos, photos)
+    assert (photos / "a b.png").read_bytes() == before
+    assert not (photos / "results.jsonl").exists()
+
+
+def test_batch_sizes(exp, data, tmp_path):
+    test = data / "bottle/test"
+    one, five = (
+        {f["path"]: f["score"] for f in predicted(exp, test, tmp_path / n, "--batch_size", n)}
+        for n in ("1", "5")
+    )
+    assert one == pytest.approx(five, rel=1e-6)
+
+
+def test_best_and_last_are_different_files(exp, photos, tmp_path):
+    """`--is_last` reads the other checkpoint."""
+    copy = tmp_path / "exp"
+    shutil.copytree(exp, copy)
+    (copy / "bottle/best/head.safetensors").write_bytes(b"broken")
+    image = photos / "a b.png"
+    assert predicted(copy, image, tmp_path / "o", "--is_last")
+    with pytest.raises(UserError, match="the checkpoint is damaged"):
+        predicted(copy, image, tmp_path / "o")
+
+
+def test_the_category_may_be_spelled_in_any_way(data, tmp_path, photos):
+    shutil.copytree(data / "bottle", tmp_path / "data/metal_nut")
+    exp = tmp_path / "exp"
+    train_tiny(tmp_path / "data", exp, "-cat", "Metal Nut", "--epochs", "1")
+    assert (exp / "metal_nut/last").is_dir()
+    assert predicted(exp, photos / "a b.png", tmp_path / "o", "-cat", "metal nut")
+
+
+def test_a_folder_of_good_images_gets_a_name(data, tmp_path, photos):
+    """A category may be one's own folder; -cat names it in the results."""
+    exp = tmp_path / "exp"
+    train_tiny(data / "bottle/train/good", exp, "-cat", "my product", "--epochs", "1")
+    assert predicted(exp, photos / "a b.png", tmp_path / "o")
+    assert (exp / "my product/last").is_dir()
