@@ -1,6 +1,6 @@
 """Detectors: a frozen backbone, a normalizing flow and a scorer, built from plain values."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ from .backbones import build_backbone
 from .detector import Detector
 from .flows.base import Flow
 from .flows.fastflow import FastFlow
+from .flows.uflow import UFlow
 from .scoring.fastflow import FastFlowScorer
+from .scoring.uflow import UFlowScorer
 
 Sizes = list[tuple[int, int]]
 
@@ -35,12 +37,24 @@ def _fastflow(
         "steps", "hidden_ratio", "conv3x3_only", "coupling", "clamp", "alpha", "norm",
         "norm_momentum", "global_scale", "loss_norm", "init",
     )  # fmt: skip
-    flow = FastFlow(channels, sizes, rng=rng, **{name: model[name] for name in names})
-    score = {name: model[name] for name in ("score", "score_from", "align_corners", "blur_sigma")}
-    return flow, FastFlowScorer(sizes, tuple(model["input_size"]), **score)
+    flow = FastFlow(channels, sizes, rng=rng, **_chosen(model, names))
+    return flow, FastFlowScorer(sizes, tuple(model["input_size"]), **_chosen(model, SCORING))
 
 
+def _uflow(
+    model: Mapping[str, Any], channels: list[int], sizes: Sizes, rng: np.random.Generator
+) -> tuple[Flow, nn.Layer]:
+    names = ("steps", "hidden_ratio", "clamp", "alpha", "norm", "loss", "init")
+    flow = UFlow(channels, sizes, rng=rng, **_chosen(model, names))
+    return flow, UFlowScorer(sizes, tuple(model["input_size"]), **_chosen(model, SCORING))
+
+
+def _chosen(model: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: model[name] for name in names}
+
+
+SCORING = ("score", "score_from", "align_corners", "blur_sigma")
 Builder = Callable[
     [Mapping[str, Any], list[int], Sizes, np.random.Generator], tuple[Flow, nn.Layer]
 ]
-FLOWS: dict[str, Builder] = {"fastflow": _fastflow}
+FLOWS: dict[str, Builder] = {"fastflow": _fastflow, "uflow": _uflow}

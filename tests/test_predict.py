@@ -1,4 +1,4 @@
-"""predict.py: files, folders and patterns; pictures and results of all kinds of images."""
+"""Prediction: files, folders and patterns; pictures and results of all kinds of images."""
 
 import json
 import re
@@ -183,6 +183,14 @@ def test_a_run_without_thresholds_needs_them_given(exp, photos, tmp_path, pixel)
 
 
 def test_an_unreadable_image_alone_is_an_error(exp, tmp_path):
+    (tmp_path / "x.png").write_bytes(b"broken")
+    with pytest.raises(UserError, match=r"x\.png: cannot read this image"):
+        predicted(exp, tmp_path / "x.png", tmp_path / "o")
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+def test_an_unreadable_image_is_one_line_and_exit_code_2(exp, tmp_path):
     (tmp_path / "x.png").write_bytes(b"broken")
     done = script("predict.py", "--exp_dir", str(exp), "--image_path", str(tmp_path / "x.png"))
     assert done.returncode == 2

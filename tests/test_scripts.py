@@ -208,11 +208,10 @@ def test_check_of_all_categories(tmp_path, capsys):
 def test_a_corrupt_training_image_is_named(tmp_path):
     copy_bottle(tmp_path)
     (tmp_path / "bottle/train/good/002.png").write_bytes(b"broken")
-    done = script("train.py", *arguments(tmp_path, tmp_path / "run"))
-    assert done.returncode == 2
-    (line,) = [text for text in done.stderr.splitlines() if text.startswith("error")]
-    assert "train/good/002.png: cannot read this image" in line
-    assert "Traceback" not in done.stderr
+    for setting in ("data.cache=true", "data.cache=false"):
+        with pytest.raises(UserError, match=r"train/good/002\.png: cannot read this image"):
+            train.main(arguments(tmp_path, tmp_path / "run", "-o", setting, "--overwrite"))
+    assert not (tmp_path / "run/bottle/last").exists()
 
 
 @pytest.mark.slow

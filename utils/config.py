@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import itertools
 import json
 import math
 import types
@@ -43,8 +44,30 @@ class FastFlowModel:
     score_from: Literal["sharp", "smooth"] = "sharp"  # the score's map: before or after the blur
 
 
-ModelSection = FastFlowModel
-MODEL_SECTIONS: dict[str, type[ModelSection]] = {"fastflow": FastFlowModel}
+@dataclass(frozen=True)
+class UFlowModel:
+    """Section `model` when `flow: uflow`; keys that FastFlow has too mean the same."""
+
+    flow: Literal["uflow"] = "uflow"
+    backbone: str = "efficientnet_lite0"
+    weights: str | None = None
+    input_size: tuple[int, int] = (256, 256)
+    strides: tuple[int, ...] = (4, 8, 16)  # each twice the one before
+    steps: int = 4
+    hidden_ratio: float = 1.0
+    clamp: Literal["tanh", "tanh_scaled", "atan"] = "tanh"
+    alpha: float = 2.0
+    norm: Literal["layer", "none"] = "layer"
+    loss: Literal["per_sample", "batch_sum"] = "per_sample"  # batch_sum: the code of 2022
+    init: Literal["torch", "paddle"] = "torch"
+    score: Literal["probability", "energy", "nll"] = "probability"
+    align_corners: bool = False
+    blur_sigma: float = 0.0
+    score_from: Literal["sharp", "smooth"] = "sharp"
+
+
+ModelSection = FastFlowModel | UFlowModel
+MODEL_SECTIONS: dict[str, type[ModelSection]] = {"fastflow": FastFlowModel, "uflow": UFlowModel}
 
 
 @dataclass(frozen=True)
@@ -342,6 +365,11 @@ def _check(config: Config, where: str) -> None:
     for name in ("image_threshold", "pixel_threshold"):
         _check_policy(f"{where}: eval.{name}", getattr(config.eval, name))
     coarsest = max(model.strides)
+    if model.flow == "uflow" and any(2 * a != b for a, b in itertools.pairwise(model.strides)):
+        raise UserError(
+            f"{where}: model.strides is {list(model.strides)}; U-Flow hands channels from level "
+            "to level of twice the size, so each stride must be twice the one before"
+        )
     for size in model.input_size:
         if size < coarsest or size % coarsest:
             nearest = max(coarsest, round(size / coarsest) * coarsest)

@@ -10,7 +10,7 @@ import yaml
 
 from datasets.folder import find_category
 from deploy import engines, export_model
-from deploy.bundle import read_bundle
+from deploy.bundle import file_sha256, read_bundle
 from deploy.engines import EngineOptions, PaddleEngine
 from engine.evaluator import run
 from metrics.threshold import Threshold
@@ -27,7 +27,6 @@ from utils.config import Config, load
 from utils.errors import UserError
 
 SHIPPED = sorted((REPO / "configs").rglob("*.yaml"))
-QUICK = ("fastflow_efficientnet_lite0",)
 
 
 def small(file: Path, *overrides: str) -> Config:
@@ -111,7 +110,7 @@ def test_few_images_are_enough(data, tmp_path):
     assert len(export_model.real_images(tiny_config(), str(few), "bottle")) == 1
 
 
-def test_best_and_last(exp, data, tmp_path):
+def test_best_and_last(exp, data, tmp_path, quick):
     last = export(exp, tmp_path / "b", data, "--is_last")
     assert about(last)["model"]["checkpoint"] == "last"
 
@@ -172,11 +171,15 @@ def test_other_files_in_the_folder_stay(exp, data, tmp_path, quick):
     read_bundle(target)
 
 
-def test_an_interrupted_export_is_noticed(exp, data, bundle, tmp_path, monkeypatch):
+def test_an_interrupted_export_is_noticed(exp, data, bundle, tmp_path, monkeypatch, quick):
     """The description comes last: until then its hashes do not fit the new files."""
     target = tmp_path / "b"
     shutil.copytree(bundle, target)
-    untrained_run(tmp_path / "exp/bottle", tiny_config())
+    (target / "inference.pdiparams").write_bytes(b"of another model")
+    older = about(target)
+    older["files"]["inference.pdiparams"] = file_sha256(target / "inference.pdiparams")
+    (target / "inference.yml").write_text(yaml.safe_dump(older))
+    read_bundle(target)
     write = export_model.atomic_write_bytes
     written: list[str] = []
 
@@ -188,7 +191,7 @@ def test_an_interrupted_export_is_noticed(exp, data, bundle, tmp_path, monkeypat
 
     monkeypatch.setattr(export_model, "atomic_write_bytes", dying)
     with pytest.raises(KeyboardInterrupt):
-        export(tmp_path / "exp", target, data)
+        export(exp, target, data)
     assert sorted(written) == ["inference.json", "inference.pdiparams"]
     with pytest.raises(UserError, match=r"not the file that inference\.yml describes"):
         read_bundle(target)
@@ -222,7 +225,7 @@ def test_the_run_decides_where_to(exp, data, tmp_path, monkeypatch, quick):
     read_bundle(tmp_path / "deploy/inference")
 
 
-def test_exporting_changes_nothing_in_the_run(exp, data, tmp_path):
+def test_exporting_changes_nothing_in_the_run(exp, data, tmp_path, quick):
     before = {p: p.read_bytes() for p in sorted(exp.rglob("*")) if p.is_file()}
     export(exp, tmp_path / "b", data)
     assert {p: p.read_bytes() for p in sorted(exp.rglob("*")) if p.is_file()} == before
@@ -244,13 +247,8 @@ def agree(config: Config, tmp_path: Path, images: np.ndarray, tolerance: float) 
     assert np.std(maps) > 1e-3
 
 
-@pytest.mark.parametrize(
-    "file",
-    [
-        pytest.param(file, id=file.stem, marks=[] if file.stem in QUICK else [pytest.mark.slow])
-        for file in SHIPPED
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_every_shipped_configuration_can_be_exported(file, tmp_path):
     config = small(file)
     agree(config, tmp_path, photographs(3, config.model.input_size[0]), 1e-5)
@@ -270,6 +268,7 @@ def test_every_switch_can_be_exported(settings, tmp_path):
     agree(tiny_config(*settings), tmp_path, photographs(2, 64), 1e-5)
 
 
+@pytest.mark.slow
 def test_an_input_that_is_not_square(tmp_path):
     images = np.ascontiguousarray(photographs(3, 96)[:, :, :64])
     assert images.shape == (3, 3, 64, 96)

@@ -17,7 +17,6 @@ from tests.small_run import (
     PRESET,
     changed,
     copy_bottle,
-    script,
     tiny_config,
     train_tiny,
     untrained_run,
@@ -134,13 +133,11 @@ def test_a_run_on_random_weights_can_be_opened(tmp_path):
 
 def test_a_damaged_head_is_one_line(exp, data):
     head = exp / "bottle/best/head.safetensors"
-    with changed(head, head.read_bytes()[:100]):
-        done = script("eval.py", "--exp_dir", str(exp), "--data", str(data))
-    assert done.returncode == 2
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    assert "the checkpoint is damaged" in errors[0]
-    assert "Traceback" not in done.stderr
+    with changed(head, head.read_bytes()[:100]), pytest.raises(UserError) as caught:
+        evaluated(exp, data)
+    assert str(caught.value).startswith(f"{head}: cannot be read (")
+    assert str(caught.value).endswith("the checkpoint is damaged")
+    assert "\n" not in str(caught.value)
 
 
 # --- calibration

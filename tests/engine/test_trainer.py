@@ -298,6 +298,7 @@ def test_new_thresholds_can_be_asked_for_on_resuming(data, tmp_path):
     train_tiny(data, tmp_path / "exp", "--resume", "-o", "eval.image_threshold=fixed:0.25")
     stored = meta(run, "best")["calibration"]["image"]
     assert (stored["value"], stored["policy"]) == (0.25, "fixed:0.25")
+    assert meta(run, "best")["config"]["eval"]["image_threshold"] == "fixed:0.25"
 
 
 def test_a_run_is_not_replaced_unasked(run, data):

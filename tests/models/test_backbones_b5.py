@@ -147,6 +147,29 @@ def test_static_padding_is_that_of_456_pixels() -> None:
             assert edges("tf_static", shape.size, shape.kernel, 1) == (half, half)
 
 
+@pytest.mark.parametrize("mode", PADDINGS)
+def test_network_pads_by_that_table(mode: Padding) -> None:
+    """Pad in numpy before every convolution that pads, and compare its output."""
+    backbone = EfficientNetB5([32], mode)
+    load_weights(backbone, allow_random=True)
+    static = {0: (0, 1), 4: (0, 1), 9: (1, 2), 14: (1, 1), 28: (2, 2)}  # steps of stride 2
+    compared = 0
+    x = paddle.to_tensor(noise(1, 3, 64, 96))
+    for index, step in enumerate(backbone.steps()):
+        conv = step.conv if index == 0 else step.depthwise.conv
+        weight, half = conv.weight, conv.weight.shape[2] // 2
+        y = x if index == 0 else step.expand(x)
+        pad = static.get(index, (half, half)) if mode == "tf_static" else (half, half)
+        padded = paddle.to_tensor(np.pad(y.numpy(), ((0, 0), (0, 0), pad, pad)))
+        groups = y.shape[1] // weight.shape[1]
+        stride = 2 if index in static else 1
+        expected = F.conv2d(padded, weight, stride=stride, groups=groups)
+        assert_close(conv(y).numpy(), expected.numpy())
+        compared += 1
+        x = step(x)
+    assert compared == 37
+
+
 def test_lite0_padding_follows_the_input() -> None:
     """Hold "same" padding at sizes of both parities against numpy, for k3 and k5."""
     lite0 = build_backbone("efficientnet_lite0", [8])

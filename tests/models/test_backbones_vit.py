@@ -274,7 +274,8 @@ def foreign(state: Arrays, *, transposed: bool, patch: str = "proj", prefix: str
         )
         for key, a in state.items()
     }
-    extra = {"blocks.7.norm1.weight": np.ones(width), "head.weight": np.ones((5, width))}
+    behind = sum(key.endswith("attn.qkv.bias") for key in state)
+    extra = {f"blocks.{behind}.norm1.bias": np.ones(width), "head.weight": np.ones((5, width))}
     if "cls_token" in state:
         extra["head_dist.bias"] = np.ones(5)
     else:

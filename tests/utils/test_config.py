@@ -8,7 +8,16 @@ import pytest
 import yaml
 
 from utils import config
-from utils.config import Config, assignments, differences, from_dict, load, override, parse_bool
+from utils.config import (
+    Config,
+    FastFlowModel,
+    assignments,
+    differences,
+    from_dict,
+    load,
+    override,
+    parse_bool,
+)
 from utils.errors import UserError
 
 REPO = Path(__file__).resolve().parents[2]
@@ -57,6 +66,7 @@ def test_shipped_files_are_short_and_complete(file):
 def test_the_fastflow_paddle_preset():
     """Values of the reference: configs/resnet18.yaml and its constants file (cli.md §4)."""
     c = load(REPO / "configs/resnet18.yaml")
+    assert isinstance(c.model, FastFlowModel)
     assert c.model.backbone == "resnet18"
     assert (c.model.steps, c.model.hidden_ratio, c.model.alpha) == (4, 1.06, 2.0)
     assert (c.model.coupling, c.model.norm, c.model.norm_momentum) == ("two_sided", "batch", 0.95)
