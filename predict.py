@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None) -> int:
     """Predict image by image; unreadable ones are counted and skipped unless there is just one."""
     args = parse(argv)
     runtime.prepare()
-    from datasets.transforms import known_mask
+    from datasets.transforms import known_label, known_mask
     from engine import session
     from engine.evaluator import run
     from utils.image import list_images
@@ -62,7 +62,9 @@ def main(argv: Sequence[str] | None) -> int:
     for photos in reader.batches(paths, args.batch_size):
         maps, scores = run(detector, np.stack([photo.network_input for photo in photos]))
         for photo, anomaly_map, score in zip(photos, maps, scores, strict=True):
-            result = writer.add(photo, anomaly_map, score, known_mask(photo.path))
+            result = writer.add(
+                photo, anomaly_map, score, known_mask(photo.path), known_label(photo.path)
+            )
             print(console_line(result, alone=len(paths) == 1))
     writer.close()
     if reader.skipped:

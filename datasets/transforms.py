@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.folder import DEFECTIVE, Record
+from datasets.folder import DEFECTIVE, NORMAL, Record, is_good_name
 from datasets.mvtec import MaskFolder
 from utils.errors import UserError
 from utils.image import Size, image_size, read_image, read_mask, resize_mask, to_input
@@ -45,6 +45,14 @@ def load_masks(
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         loaded = list(pool.map(lambda record: _load_mask(record, size), records))
     return [mask for mask, _ in loaded], sum(differs for _, differs in loaded)
+
+
+def known_label(image: Path) -> int | None:
+    """Return 0 or 1 for an image in `test/<folder>/` or `train/<folder>/`, else None."""
+    folder = image.resolve().parent
+    if folder.parent.name not in ("train", "test"):
+        return None
+    return NORMAL if is_good_name(folder.name) else DEFECTIVE
 
 
 def known_mask(image: Path) -> np.ndarray | None:

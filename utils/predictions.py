@@ -116,14 +116,23 @@ class PredictionWriter:
         self._names: set[str] = set()
 
     def add(
-        self, photo: Photo, anomaly_map: np.ndarray, score: float, truth: np.ndarray | None = None
+        self,
+        photo: Photo,
+        anomaly_map: np.ndarray,
+        score: float,
+        truth: np.ndarray | None = None,
+        label: int | None = None,
     ) -> dict[str, Any]:
-        """Record one image; `anomaly_map` (h, w) is brought to the geometry of the photo."""
+        """Record one image; `anomaly_map` (h, w) is brought to the geometry of the photo.
+
+        `truth` (H, W) and `label` (0 normal, 1 defective) where they are known.
+        """
         score = float(score)
         full = resize_map(anomaly_map, photo.pixels.shape[:2])
         cut = self.pixel_threshold.value
         result: dict[str, Any] = {
             "path": str(photo.path),
+            "label": label,
             "score": score,
             "threshold": self.image_threshold.value,
             "verdict": verdict(score, self.image_threshold),

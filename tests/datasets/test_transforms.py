@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from datasets.folder import DEFECTIVE, NORMAL, UNKNOWN, Record
-from datasets.transforms import known_mask, load_inputs, load_mask, load_masks
+from datasets.transforms import known_label, known_mask, load_inputs, load_mask, load_masks
 from utils.errors import UserError
 from utils.image import read_image, to_input
 
@@ -40,6 +40,9 @@ def test_truth_of_a_test_image_is_found_beside_it(tmp_path: Path) -> None:
     np.testing.assert_array_equal(known_mask(tmp_path / "test/cut/1.png"), mask)
     assert known_mask(tmp_path / "test/good/1.png") is None
     assert known_mask(tmp_path / "elsewhere/1.png") is None
+    labels = [known_label(tmp_path / name / "1.png") for name in ("test/cut", "test/good")]
+    assert labels == [DEFECTIVE, NORMAL]
+    assert known_label(tmp_path / "elsewhere/1.png") is None
 
 
 def test_error_in_a_thread_reaches_the_caller(records: list[Record], tmp_path: Path) -> None:
