@@ -16,8 +16,9 @@ from engine import checkpoint
 from engine.batches import Read, in_order, read_ahead, shuffled
 from engine.diagnose import first_non_finite
 from engine.log import RunLog
-from utils.config import Config, TrainSection
+from utils.config import Config
 from utils.errors import UserError
+from utils.schema import TrainSection
 
 Select = Callable[[int], Sequence[float] | None]  # epoch -> values to maximise, first one first
 

@@ -14,7 +14,7 @@ SCRIPTS = ("train", "eval", "predict", "deploy.export_model", "deploy.infer", "d
 # The layer below everything: it needs no Paddle.
 L0 = ("metrics", *(f"utils.{name}" for name in (
     "config", "image", "files", "errors", "visualize", "predictions", "safe_pickle", "cli",
-    "report",
+    "report", "schema",
 )))  # fmt: skip
 
 

@@ -30,8 +30,8 @@ from tests.small_run import (
     tiny_config,
     train_tiny,
 )
-from utils.config import TrainSection
 from utils.errors import UserError
+from utils.schema import TrainSection
 
 META = {
     "category": "bottle", "preset": "p", "data": {"digest": "d"},

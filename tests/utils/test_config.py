@@ -10,7 +10,6 @@ import yaml
 from utils import config
 from utils.config import (
     Config,
-    FastFlowModel,
     assignments,
     differences,
     from_dict,
@@ -19,6 +18,7 @@ from utils.config import (
     parse_bool,
 )
 from utils.errors import UserError
+from utils.schema import FastFlowModel
 
 REPO = Path(__file__).resolve().parents[2]
 SHIPPED = sorted((REPO / "configs").rglob("*.yaml"))
