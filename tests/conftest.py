@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.small_run import copy_bottle, export, train_tiny
+
 REPO = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("FLOWAD_SHARED", REPO.parent / "shared"))
 
@@ -42,3 +44,23 @@ def golden() -> Callable[[str], dict[str, np.ndarray]]:
             return dict(file)
 
     return read
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """Copy a few images of the bundled bottle set; each module has its own copy."""
+    return copy_bottle(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def exp(data, tmp_path_factory) -> Path:
+    """Train a tiny run on `data`."""
+    folder = tmp_path_factory.mktemp("runs") / "exp"
+    train_tiny(data, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(exp, data, tmp_path_factory) -> Path:
+    """Export the tiny run."""
+    return export(exp, tmp_path_factory.mktemp("export") / "bundle", data)

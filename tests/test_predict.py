@@ -12,22 +12,10 @@ from PIL import Image
 
 import predict
 from engine import session
-from tests.small_run import REPO, copy_bottle, script, train_tiny
+from tests.small_run import REPO, script, train_tiny
 from utils.errors import UserError
 
 LINE = re.compile(r"^(Normal|Anomaly) - score:  (-?\d+\.\d{3})(?:  (.+))?$", re.M)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return copy_bottle(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def exp(data, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "exp"
-    train_tiny(data, folder)
-    return folder
 
 
 @pytest.fixture

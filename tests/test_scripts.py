@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -47,11 +46,6 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 VALUES: dict[type, str] = {int: "3", float: "0.5", str: "text", bool: "True", type(None): "3"}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return copy_bottle(tmp_path_factory.mktemp("data"))
 
 
 def refusal(done: subprocess.CompletedProcess[str]) -> str:

@@ -20,7 +20,6 @@ from tests.small_run import (
     export,
     photographs,
     tiny_config,
-    train_tiny,
     untrained_run,
 )
 from utils.config import Config, load
@@ -37,23 +36,6 @@ def small(file: Path, *overrides: str) -> Config:
         except UserError:
             continue
     raise AssertionError(f"no small input size for {file}")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return copy_bottle(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def exp(data, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "exp"
-    train_tiny(data, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bundle(exp, data, tmp_path_factory) -> Path:
-    return export(exp, tmp_path_factory.mktemp("export") / "bundle", data)
 
 
 def about(folder: Path) -> dict:

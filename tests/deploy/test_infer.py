@@ -18,35 +18,18 @@ from deploy.bundle import read_bundle
 from deploy.engines import EngineOptions, PaddleEngine
 from tests.small_run import (
     REPO,
-    copy_bottle,
     export,
     script,
     tiny_config,
-    train_tiny,
     untrained_run,
 )
 from utils.errors import UserError
 from utils.image import read_image, to_input
 
 # The modules that a bundle needs beside deploy/ (DESIGN, layer L0, and the two that wrap it).
-L0 = ("config", "image", "files", "errors", "visualize", "predictions", "cli", "runtime")
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return copy_bottle(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def exp(data, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "exp"
-    train_tiny(data, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def bundle(exp, data, tmp_path_factory) -> Path:
-    return export(exp, tmp_path_factory.mktemp("export") / "bundle", data)
+L0 = (
+    "config", "schema", "image", "files", "errors", "visualize", "predictions", "cli", "runtime",
+)  # fmt: skip
 
 
 def results(folder: Path) -> list[dict]:

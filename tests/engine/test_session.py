@@ -16,25 +16,12 @@ from metrics.roc import rank_labelled
 from tests.small_run import (
     PRESET,
     changed,
-    copy_bottle,
     tiny_config,
     train_tiny,
     untrained_run,
 )
 from utils.errors import UserError
 from utils.report import COLUMNS
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return copy_bottle(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
-def exp(data, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "exp"
-    train_tiny(data, folder)
-    return folder
 
 
 @pytest.fixture

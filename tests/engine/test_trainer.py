@@ -86,11 +86,6 @@ def parts(features, tmp_path) -> Parts:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return copy_bottle(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def run(data, tmp_path_factory) -> Path:
     """The folder of a finished run of two epochs that tests only read."""
     return train_tiny(data, tmp_path_factory.mktemp("runs") / "exp")
