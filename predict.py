@@ -24,8 +24,9 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("--pixel_threshold", type=float, help="default: the run's own")
     parser.add_argument("--output", help="default: predictions in the folder of the run")
     cli.add_flag(parser, "--save_maps", "write raw maps as .npy, in the geometry of the image")
-    parser.add_argument("--batch_size", type=cli.positive, default=8)
+    parser.add_argument("--batch_size", type=cli.positive, help="default: eval.batch_size")
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
+    parser.add_argument("-o", action="append", default=[], metavar="section.key=value")
     return parser.parse_args(argv)
 
 
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None) -> int:
     runtime.use_device(args.device)
     name = session.chosen_category(args.exp_dir, args.category)
     found, detector, stored = session.open_detector(args.exp_dir, name, last=args.is_last)
+    config = session.evaluation_config(found.config, args.o)
     cuts = (stored.image, stored.pixel) if stored else (None, None)
     image = chosen_threshold(args.image_threshold, cuts[0], "--image_threshold")
     pixel = chosen_threshold(args.pixel_threshold, cuts[1], "--pixel_threshold")
@@ -58,8 +60,8 @@ def main(argv: Sequence[str] | None) -> int:
     scale = stored.color_scale if stored else scale_around(pixel)
     writer = PredictionWriter(output, image, pixel, scale, maps=args.save_maps)
     print(f"image {image.describe()}")
-    reader = PhotoReader(found.config.model.input_size, found.config.data.resize)
-    for photos in reader.batches(paths, args.batch_size):
+    reader = PhotoReader(config.model.input_size, config.data.resize)
+    for photos in reader.batches(paths, args.batch_size or config.eval.batch_size):
         maps, scores = run(detector, np.stack([photo.network_input for photo in photos]))
         for photo, anomaly_map, score in zip(photos, maps, scores, strict=True):
             result = writer.add(

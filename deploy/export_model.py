@@ -38,6 +38,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("--save_inference_dir", help="default: export.dir of the run")
     cli.add_flag(parser, "--is_last", "take the last checkpoint instead of the best")
     parser.add_argument("--data", help="images to compare on; default: those of the training")
+    parser.add_argument("-o", action="append", default=[], metavar="section.key=value")
     return parser.parse_args(argv)
 
 
@@ -55,9 +56,10 @@ def main(argv: Sequence[str] | None) -> int:
     found, detector, calibration = session.open_detector(args.exp_dir, name, last=args.is_last)
     if calibration is None:
         raise UserError(f"{found.folder}: no thresholds; finish the training (train.py --resume)")
-    images = real_images(found.config, args.data, found.meta["category"])
+    config = session.evaluation_config(found.config, args.o)
+    images = real_images(config, args.data, found.meta["category"])
     expected_maps, expected_scores = run(detector, images)
-    target = Path(args.save_inference_dir or found.config.export.dir)
+    target = Path(args.save_inference_dir or config.export.dir)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_graph(detector, folder)

@@ -32,7 +32,9 @@ from utils.config import Config, differences, override
 from utils.errors import UserError
 
 RESULTS = Path("results")
-EVALUATION_MAY_CHANGE = ("data.root", "data.workers", "eval.batch_size", "eval.size")
+EVALUATION_MAY_CHANGE = (
+    "data.root", "data.workers", "eval.batch_size", "eval.size", "export.dir",
+)  # fmt: skip
 
 
 def run_folder(exp_dir: str, category: str = "") -> Path:
@@ -150,7 +152,7 @@ def evaluation_config(trained: Config, overrides: Sequence[str]) -> Config:
     for name in differences(trained, config):
         if name not in EVALUATION_MAY_CHANGE:
             raise UserError(
-                f"-o {name}: training has fixed it; an evaluation may change "
+                f"-o {name}: training has fixed it; what may change afterwards is "
                 f"{', '.join(EVALUATION_MAY_CHANGE)}"
             )
     return config
