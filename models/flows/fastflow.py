@@ -14,8 +14,6 @@ from .base import FeaturePyramid, Flow, dimensions, negative_log_likelihood
 from .layers import CouplingStep, Subnet, feature_norm
 from .subnets import ConvSubnet
 
-LOSS_NORMS = ("per_element", "none")
-
 
 class FastFlow(Flow):
     """Normalise each level, then run `steps` coupling steps over it.

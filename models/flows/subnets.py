@@ -8,8 +8,6 @@ from paddle import Tensor, nn
 
 from . import ops
 
-INITS = ("torch", "paddle")
-
 
 class Conv(nn.Layer):
     """Convolve with zero "same" padding, initialised as PyTorch or Paddle would.
