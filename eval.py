@@ -23,10 +23,14 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument(
         "-cfg", "--config", help="accepted for compatibility; a run knows its own configuration"
     )
-    parser.add_argument("-cat", "--category", help="a category, or all; default: the trained one")
+    parser.add_argument(
+        "-cat", "--category", "--categories", nargs="+", help="or all; default: the trained one"
+    )
     parser.add_argument("--exp_dir", default="exp", help="name below results/, or a path")
     parser.add_argument("--data", help="folder of the categories; default: as in training")
-    cli.add_flag(parser, "--is_last", "take the last checkpoint instead of the best")
+    cli.add_checkpoint(parser)
+    parser.add_argument("--norm", choices=("calibrated", "dataset", "batch"), help="CFLOW-AD only")
+    cli.add_high_precision(parser)
     parser.add_argument("--eval-size", choices=("input", "256", "original"))
     cli.add_flag(parser, "--allow-missing-masks", "pixel metrics without unmasked images")
     parser.add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
@@ -43,10 +47,9 @@ def main(argv: Sequence[str] | None) -> int:
     from utils.report import console_table, markdown_table, seed_style_lines
 
     runtime.use_device(args.device)
-    if args.category == "all":
+    names = args.category or [session.chosen_category(args.exp_dir, None)]
+    if "all" in names:
         names = session.trained_categories(args.exp_dir)
-    else:
-        names = [session.chosen_category(args.exp_dir, args.category)]
     if not names:
         raise UserError(
             f"{session.run_folder(args.exp_dir)}: no trained category here; train first"
@@ -62,7 +65,7 @@ def main(argv: Sequence[str] | None) -> int:
     print(seed_style_lines(rows))
     print(console_table(rows))
     document = json.dumps({"rows": rows}, indent=1, ensure_ascii=False) + "\n"
-    category = names[0] if args.category != "all" else ""
+    category = "" if "all" in (args.category or []) or len(names) > 1 else names[0]
     path = session.run_folder(args.exp_dir, category) / "results.json"
     atomic_write_text(path, document)
     print(f"results in {path}")
@@ -74,24 +77,26 @@ def main(argv: Sequence[str] | None) -> int:
 def evaluate_category(name: str, args: Namespace) -> dict[str, Any]:
     """Return the result row of one category."""
     from datasets.folder import find_category
-    from engine import session
-    from metrics.threshold import is_defective
+    from engine import inputs, session
     from utils.config import assignments
 
-    flags = {"data.root": args.data, "eval.size": args.eval_size}
-    found, detector, calibration = session.open_detector(args.exp_dir, name, last=args.is_last)
+    flags = {
+        "data.root": args.data, "eval.size": args.eval_size, "eval.norm": args.norm,
+        "nfa.high_precision": args.high_precision,
+    }  # fmt: skip
+    found, detector, calibration = session.open_detector(args.exp_dir, name, args.checkpoint)
     config = session.evaluation_config(found.config, [*args.o, *assignments(flags)])
     category = find_category(Path(config.data.root), name)
-    records = session.labelled(category.test)
-    metrics, scores = session.evaluate_records(
-        detector, records, config, calibration, allow_missing_masks=args.allow_missing_masks
+    test = inputs.labelled_set(category.test, config, detector)
+    calibration = session.for_evaluation(calibration, config)
+    metrics, scores, verdicts = session.evaluate_test(
+        detector, test, config, calibration, allow_missing_masks=args.allow_missing_masks
     )
     for warning in metrics.warnings:
         print(f"warning: {name}: {warning}")
-    cut = calibration.image if calibration else None
     return {
         "category": name,
-        "settings": _settings(found, config, calibration, last=args.is_last),
+        "settings": _settings(found, config, calibration),
         "metrics": {k: None if math.isnan(v) else v for k, v in metrics.values.items()},
         "reasons": metrics.reasons,
         "images": [
@@ -100,28 +105,33 @@ def evaluate_category(name: str, args: Namespace) -> dict[str, Any]:
                 "defect": record.defect,
                 "label": record.label,
                 "score": float(score),
-                "defective": is_defective(float(score), cut) if cut else None,
+                "defective": verdict,
             }
-            for record, score in zip(records, scores, strict=True)
+            for record, score, verdict in zip(test.records, scores, verdicts, strict=True)
         ],
     }  # fmt: skip
 
 
 def _settings(
-    found: "Checkpoint", config: "Config", calibration: "Calibration | None", *, last: bool
+    found: "Checkpoint", config: "Config", calibration: "Calibration | None"
 ) -> dict[str, Any]:
     meta, model = found.meta, config.model
-    rule = "best on test" if config.train.select_on == "test" else "best on hold-out"
+    which = found.folder.name
+    if which == "best":
+        which += " on test" if config.train.select_on == "test" else " on hold-out"
+    elif which != "last":
+        which = f"{which.replace('_', ' by ')} on test"
     return {
         "preset": meta["preset"],
         "backbone": f"{model.backbone} ({meta['backbone']['origin']}, "
         f"sha256 {meta['backbone']['sha256'][:12]})",
         "input": "×".join(map(str, model.input_size)),
         "eval size": config.eval.size,
-        "checkpoint": "last" if last else rule,
+        "checkpoint": which,
         "epoch": meta["progress"]["epoch"],
         "image threshold": calibration.image.policy if calibration else "none",
         "pixel threshold": calibration.pixel.policy if calibration else "none",
+        **({"norm": config.eval.norm} if config.eval.norm != "calibrated" else {}),
         "seed": config.train.seed,
         "runs": 1,
     }

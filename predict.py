@@ -19,11 +19,13 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("--image_path", required=True, help="a file, a folder or a pattern")
     parser.add_argument("-cat", "--category", help="default: the trained one")
     parser.add_argument("--exp_dir", default="exp", help="name below results/, or a path")
-    cli.add_flag(parser, "--is_last", "take the last checkpoint instead of the best")
+    cli.add_checkpoint(parser)
     parser.add_argument("--image_threshold", type=float, help="default: the run's own")
     parser.add_argument("--pixel_threshold", type=float, help="default: the run's own")
     parser.add_argument("--output", help="default: predictions in the folder of the run")
+    cli.add_high_precision(parser)
     cli.add_flag(parser, "--save_maps", "write raw maps as .npy, in the geometry of the image")
+    cli.add_flag(parser, "--gif", "write <category>.gif with up to 40 of the pictures")
     parser.add_argument("--batch_size", type=cli.positive, help="default: eval.batch_size")
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     parser.add_argument("-o", action="append", default=[], metavar="section.key=value")
@@ -37,6 +39,8 @@ def main(argv: Sequence[str] | None) -> int:
     from datasets.transforms import known_label, known_mask
     from engine import session
     from engine.evaluator import run
+    from utils.animate import write_gif
+    from utils.config import assignments
     from utils.image import list_images
     from utils.predictions import (
         PhotoReader,
@@ -46,31 +50,40 @@ def main(argv: Sequence[str] | None) -> int:
         console_line,
         scale_around,
     )
+    from utils.visualize import safe_name
 
     paths = list_images(args.image_path)
     runtime.use_device(args.device)
     name = session.chosen_category(args.exp_dir, args.category)
-    found, detector, stored = session.open_detector(args.exp_dir, name, last=args.is_last)
-    config = session.evaluation_config(found.config, args.o)
+    found, detector, stored = session.open_detector(args.exp_dir, name, args.checkpoint)
+    precision = assignments({"nfa.high_precision": args.high_precision})
+    config = session.evaluation_config(found.config, [*args.o, *precision])
+    stored = session.for_evaluation(stored, config)
     cuts = (stored.image, stored.pixel) if stored else (None, None)
     image = chosen_threshold(args.image_threshold, cuts[0], "--image_threshold")
     pixel = chosen_threshold(args.pixel_threshold, cuts[1], "--pixel_threshold")
     default = session.run_folder(args.exp_dir, name) / "predictions"
     output = chosen_output(Path(args.output) if args.output else default, paths)
     scale = stored.color_scale if stored else scale_around(pixel)
-    writer = PredictionWriter(output, image, pixel, scale, maps=args.save_maps)
+    test = stored.acontrario if stored else None
+    writer = PredictionWriter(output, image, pixel, scale, acontrario=test, maps=args.save_maps)
     print(f"image {image.describe()}")
+    pictures: list[Path] = []
     reader = PhotoReader(config.model.input_size, config.data.resize)
     for photos in reader.batches(paths, args.batch_size or config.eval.batch_size):
-        maps, scores = run(detector, np.stack([photo.network_input for photo in photos]))
-        for photo, anomaly_map, score in zip(photos, maps, scores, strict=True):
+        output_of = run(detector, np.stack([photo.network_input for photo in photos]))
+        for place, photo in enumerate(photos):
             result = writer.add(
-                photo, anomaly_map, score, known_mask(photo.path), known_label(photo.path)
+                photo, *output_of.of(place), known_mask(photo.path), known_label(photo.path)
             )
+            pictures.append(output / result["picture"])
             print(console_line(result, alone=len(paths) == 1))
     writer.close()
     if reader.skipped:
         print(reader.warning(), file=sys.stderr)
+    if args.gif:
+        gif = output / f"{safe_name(default.parent.name)}.gif"
+        print(f"{write_gif(gif, pictures)} of {len(pictures)} pictures in {gif}")
     print(f"pictures and results.jsonl in {output}")
     return 0
 

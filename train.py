@@ -1,6 +1,5 @@
 """Train a detector on defect-free images, then fit its thresholds on held-out ones."""
 
-import dataclasses
 import time
 from argparse import Namespace
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
     parser.add_argument("-cfg", "--config", default="configs/resnet18.yaml")
-    parser.add_argument("-cat", "--category", help="a category, or all; default: bottle")
+    parser.add_argument("-cat", "--category", nargs="+", help="categories or all; default: bottle")
     parser.add_argument("--exp_dir", default="", help="name below results/, or a path")
     parser.add_argument("--data", help="folder of the categories, or of images of one of them")
     parser.add_argument("--epochs", type=cli.positive)
@@ -51,18 +50,14 @@ def main(argv: Sequence[str] | None) -> int:
     config = load(args.config, overrides)
     runtime.prepare()
     from datasets.check import check_category
-    from datasets.folder import find_categories, find_category
-    from datasets.mvtec import canonical_name
-    from engine import session
+    from engine import inputs, session
     from engine.log import visualdl_writer
 
-    root = Path(config.data.root)
-    names = find_categories(root) if args.category == "all" else [args.category or "bottle"]
-    categories = [find_category(root, name) for name in names]
-    if args.category and canonical_name(args.category) not in ("all", categories[0].name):
-        categories = [dataclasses.replace(categories[0], name=args.category)]  # any folder's name
+    categories = inputs.find_trainable(config, args.category or ["bottle"])
     configs = [override(config.for_category(c.name), overrides) for c in categories]
     if args.check:
+        if config.data.features:
+            raise UserError("--check: examines images; leave data.features out")
         sizes = [each.model.input_size for each in configs]
         reports = [check_category(c, size) for c, size in zip(categories, sizes, strict=True)]
         print("\n\n".join(report.render() for report in reports))
@@ -81,40 +76,43 @@ def main(argv: Sequence[str] | None) -> int:
 
 def train_category(config: Config, category: "Category", exp_dir: str, args: Namespace) -> None:
     """Train one category and store its thresholds."""
-    from datasets.folder import split_holdout
-    from engine import checkpoint, session
+    from engine import checkpoint, inputs, session
     from engine.log import RunLog
     from engine.trainer import Trainer
 
     folder = session.run_folder(exp_dir, category.name)
     going_on = checkpoint.goes_on(folder, config, resume=args.resume, overwrite=args.overwrite)
-    train, holdout = split_holdout(category.train, config.data.holdout, config.train.seed)
     detector, backbone = session.new_detector(config, allow_random=args.allow_random_backbone)
-    select = session.test_selector(detector, category.test, config)
-    key = session.data_digest([*train, *holdout], config, backbone["sha256"])
+    data = inputs.training_inputs(config, category, detector, backbone["sha256"])
+    judge = session.test_judge(detector, data.test, config)
     if not going_on:  # only now that nothing refuses the new run any more
         checkpoint.remove_run(folder)
     log = RunLog(folder, curves=args.use_vdl)
     log.say(
-        f"[{category.name}] {len(train)} images to train on, {len(holdout)} held out, "
-        f"{len(category.test)} to test; run in {folder}"
+        f"[{category.name}] {data.train} images to train on, {data.holdout} held out, "
+        f"{len(data.test.records)} to test; run in {folder}"
     )
     meta = {
         "category": category.name, "preset": Path(args.config).stem, "backbone": backbone,
-        "data": {"train": len(train), "holdout": len(holdout), "digest": key},
+        "data": {"train": data.train, "holdout": data.holdout, "digest": data.digest},
         "versions": runtime.versions(),
     }  # fmt: skip
-    trainer = Trainer(detector, config, folder, log, label=category.name, meta=meta)
+    objectives = session.training_objectives(detector, config)
+    trainer = Trainer(
+        detector, config, folder, log, label=category.name, meta=meta, objectives=objectives
+    )
     if going_on and trainer.resume():
         log.say(f"[{category.name}] resumed after epoch {trainer.progress.epoch}")
     started = time.perf_counter()
-    to_fit, to_check = session.feature_sources(detector, [train, holdout], config, key)
+    train, holdout = data.sources(detector)
     log.say(f"[{category.name}] features ready after {time.perf_counter() - started:.1f} s")
-    trainer.fit(to_fit, to_check, select)
-    for name in ("last", "best"):  # the thresholds of `best` are shown
-        calibration = session.calibrate_checkpoint(folder / name, detector, holdout, config)
-    log.say(f"[{category.name}] image {calibration.image.describe()}")
-    log.say(f"[{category.name}] pixel {calibration.pixel.describe()}")
+    trainer.fit(train, holdout, judge)
+    fitted = {
+        name: session.calibrate_checkpoint(folder / name, detector, holdout, train, config)
+        for name in checkpoint.names(folder)
+    }
+    log.say(f"[{category.name}] image {fitted['best'].image.describe()}")
+    log.say(f"[{category.name}] pixel {fitted['best'].pixel.describe()}")
     log.say(
         f"[{category.name}] done after epoch {trainer.progress.epoch} (best: "
         f"{trainer.progress.best_epoch}); next: python {_next_command(config, category, exp_dir)}"

@@ -11,9 +11,10 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from datasets.folder import Record, find_category
+from datasets.folder import find_category
 from engine import session
-from engine.batches import in_order, read_ahead
+from engine.batches import in_order
+from engine.inputs import LabelledSet, known_masks, labelled_set
 from metrics.suite import evaluate
 from models.detector import Detector
 from models.scoring.fastflow import SCORES, FastFlowScorer
@@ -24,23 +25,22 @@ COLUMNS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro_0.3", "aupro_0.05")
 
 
 def latents_of(
-    detector: Detector, records: Sequence[Record], config: Config
+    detector: Detector, test: LabelledSet, config: Config
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Yield latents and log-dets of the images, batch by batch."""
-    batches = in_order(len(records), config.eval.batch_size)
-    for (images,) in read_ahead(batches, session.image_reader(records, config)):
+    for features in test.source.pyramids(in_order(test.source.count, config.eval.batch_size)):
         with paddle.no_grad():
-            yield detector.flow(detector.features(paddle.to_tensor(images)))
+            output = detector.flow(features)
+        yield output
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print a row of metrics for every score and blur; image scores are maxima of the map."""
     exp_dir, root, category = [*arguments, "bottle"][:3]
-    found, detector, _ = session.open_detector(exp_dir, category, last=True)
-    records = session.labelled(find_category(Path(root), category).test)
-    masks, _ = session.known_masks(records, found.config)
-    labels = [record.label for record in records]
-    outputs = list(latents_of(detector, records, found.config))
+    found, detector, _ = session.open_detector(exp_dir, category, "last")
+    test = labelled_set(find_category(Path(root), category).test, found.config, detector)
+    masks, _ = known_masks(test.records, found.config)
+    outputs = list(latents_of(detector, test, found.config))
     sizes = [(z.shape[2], z.shape[3]) for z in outputs[0][0]]
     size = found.config.model.input_size
     print("| map | blur | " + " | ".join(COLUMNS) + " |")
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
                 sizes, size, score=score, align_corners=False, blur_sigma=blur, score_from="smooth"
             )
             maps = np.concatenate([scorer(*output)[0].numpy()[:, 0] for output in outputs])
-            values = evaluate(maps.max((1, 2)), labels, list(maps), masks).values
+            values = evaluate(maps.max((1, 2)), test.labels, list(maps), masks).values
             cells = " | ".join(f"{values[name]:.3f}" for name in COLUMNS)
             print(f"| {score} | {blur:g} px | {cells} |")
     return 0

@@ -4,24 +4,22 @@ Each key has a folder of its own with one `level<i>.npy` per tap and `meta.json`
 refers to these folders: delete any of them, or all, whenever no training runs.
 """
 
-import errno
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
 
 import numpy as np
 
+from datasets.levels import full_disk_explained, open_level, write_levels
 from utils.errors import UserError
 from utils.files import atomic_folder, recover_folder
 from utils.image import Size
 
 _VERSION = 1
-_BLOCKS, _BLOCK_BYTES = 64, 4096  # sampled per level when a cache is opened
+_REMEDY = "delete old caches there, choose another folder or train without the cache"
 
 
 class FeatureCache:
@@ -55,7 +53,7 @@ class FeatureCache:
             meta = json.loads((home / "meta.json").read_text(encoding="utf-8"))
             if (meta["version"], meta["key"]) != (_VERSION, key):
                 return None
-            return cls([_open_level(home / level["file"], level) for level in meta["levels"]])
+            return cls([open_level(home / level["file"], level) for level in meta["levels"]])
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -68,15 +66,11 @@ class FeatureCache:
         The cache appears whole or not at all. Raise UserError when the disk is full.
         """
         home = _home(folder, key)
-        try:
-            with atomic_folder(home) as temporary:
-                levels = _write_levels(temporary, n, batches)
-                meta = {"version": _VERSION, "key": key, "levels": levels}
-                (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise _disk_full(folder) from error
+        explained = full_disk_explained(folder, "the feature cache", _REMEDY)
+        with explained, atomic_folder(home) as temporary:
+            levels = write_levels(lambda i: temporary / f"level{i}.npy", n, batches)
+            meta = {"version": _VERSION, "key": key, "levels": levels}
+            (temporary / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
         cache = cls.open(folder, key)
         if cache is None:
             raise UserError(f"{home}: features just written cannot be read back; check the disk")
@@ -95,10 +89,15 @@ def cache_key(
 
     The order of the images matters, their names and folders do not.
     """
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        images = list(pool.map(file_digest, paths))
+    images = file_digests(paths)
     parts = [_VERSION, list(size), method, backbone, list(taps), weight_hash, images]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def file_digests(paths: Sequence[Path]) -> list[str]:
+    """Return the sha256 of the bytes of every file."""
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return list(pool.map(file_digest, paths))
 
 
 def file_digest(path: Path) -> str:
@@ -111,82 +110,3 @@ def file_digest(path: Path) -> str:
 
 def _home(folder: Path, key: str) -> Path:
     return folder / key[:16]
-
-
-def _open_level(path: Path, expected: dict[str, Any]) -> np.ndarray:
-    if path.stat().st_size != expected["bytes"] or _sample_digest(path) != expected["sample"]:
-        raise ValueError(f"{path} is damaged")
-    level = np.load(path, mmap_mode="r")
-    if level.dtype != np.float32 or list(level.shape) != expected["shape"]:
-        raise ValueError(f"{path} is not what meta.json says")
-    return level
-
-
-def _sample_digest(path: Path) -> str:
-    """Hash evenly spaced blocks of a file, its first and last bytes included."""
-    last = max(path.stat().st_size - _BLOCK_BYTES, 0)
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for start in sorted({last * i // (_BLOCKS - 1) for i in range(_BLOCKS)}):
-            file.seek(start)
-            digest.update(file.read(_BLOCK_BYTES))
-    return digest.hexdigest()
-
-
-def _write_levels(
-    folder: Path, n: int, batches: Iterator[list[np.ndarray]]
-) -> list[dict[str, Any]]:
-    """Append batch after batch to one .npy per level; return what meta.json says about them.
-
-    Plain writes, because a full disk kills a process that writes through a memory map.
-    """
-    files: list[BinaryIO] = []
-    shapes: list[list[int]] = []
-    written = 0
-    try:
-        for batch in batches:
-            if not files:
-                shapes = [[n, *level.shape[1:]] for level in batch]
-                _require_space(folder, shapes)
-                files = [_start_level(folder, i, shape) for i, shape in enumerate(shapes)]
-            if [list(level.shape[1:]) for level in batch] != [shape[1:] for shape in shapes]:
-                raise ValueError(f"features changed their shape after {written} images")
-            for file, level in zip(files, batch, strict=True):
-                file.write(np.ascontiguousarray(level, dtype=np.float32).data)
-            written += len(batch[0])
-    finally:
-        for file in files:
-            file.close()
-    if written != n or not files:
-        raise ValueError(f"features of {written} images were given, {n} were announced")
-    return [_describe(_level_path(folder, i), shape) for i, shape in enumerate(shapes)]
-
-
-def _level_path(folder: Path, index: int) -> Path:
-    return folder / f"level{index}.npy"
-
-
-def _start_level(folder: Path, index: int, shape: list[int]) -> BinaryIO:
-    file = _level_path(folder, index).open("wb")
-    header = {"descr": "<f4", "fortran_order": False, "shape": tuple(shape)}
-    np.lib.format.write_array_header_1_0(file, header)
-    return file
-
-
-def _describe(path: Path, shape: list[int]) -> dict[str, Any]:
-    size = path.stat().st_size
-    return {"file": path.name, "shape": shape, "bytes": size, "sample": _sample_digest(path)}
-
-
-def _require_space(folder: Path, shapes: list[list[int]]) -> None:
-    needed = sum(4 * int(np.prod(shape)) for shape in shapes)
-    if needed > shutil.disk_usage(folder).free:
-        raise _disk_full(folder.parent, needed)
-
-
-def _disk_full(folder: Path, needed: int = 0) -> UserError:
-    size = f" ({needed / 1e9:.2f} GB)" if needed else ""
-    return UserError(
-        f"{folder}: no space for the feature cache{size}; delete old caches there, "
-        "choose another folder or train without the cache"
-    )

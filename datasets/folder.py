@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from datasets.mvtec import MaskFolder, canonical_name, report_order
 from utils.errors import UserError
 from utils.image import SUFFIXES, byte_order, is_image
 
+T = TypeVar("T")
 NORMAL, DEFECTIVE, UNKNOWN = 0, 1, -1
 GOOD_NAMES = ("good", "ok", "normal")  # folders of normal images, in any case
 
@@ -71,8 +73,8 @@ def find_categories(root: Path) -> list[str]:
 
 
 def split_holdout(
-    records: Sequence[Record], fraction: float = 0.1, seed: int = 0
-) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    records: Sequence[T], fraction: float = 0.1, seed: int = 0
+) -> tuple[tuple[T, ...], tuple[T, ...]]:
     """Set aside a random part of normal images for thresholds: (train, holdout), order kept.
 
     At least one image goes to either side. Raise UserError for fewer than two images.

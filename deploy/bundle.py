@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from metrics.acontrario import AContrario
 from metrics.threshold import Threshold
 from utils.errors import UserError
 
@@ -29,6 +30,7 @@ class Bundle:
     image_threshold: Threshold
     pixel_threshold: Threshold
     color_scale: tuple[float, float]
+    acontrario: AContrario | None
     about: Mapping[str, Any]  # the whole of inference.yml
 
 
@@ -69,6 +71,7 @@ def _described(folder: Path, graph: Path, parameters: Path, about: Mapping[str, 
         image_threshold=Threshold.from_dict(about["thresholds"]["image"]),
         pixel_threshold=Threshold.from_dict(about["thresholds"]["pixel"]),
         color_scale=(float(low), float(high)),
+        acontrario=AContrario.from_dict(about["nfa"]) if about.get("nfa") else None,
         about=about,
     )
 

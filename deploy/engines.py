@@ -36,16 +36,19 @@ class PaddleEngine:
         self._predictor = _create_predictor(bundle, options)
         self._input = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
 
-    def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return maps (B, H, W) and scores (B,) of images (B, 3, H, W) float32 in [0, 1]."""
+    def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Return maps (B, H, W), scores (B,) and evidence of images (B, 3, H, W) in [0, 1].
+
+        Evidence is what the NFA test needs, (B, h, w) per level; empty in bundles without it.
+        """
         self._input.reshape(images.shape)
         self._input.copy_from_cpu(np.ascontiguousarray(images, np.float32))
         self._predictor.run()
-        anomaly_map, score = (
+        anomaly_map, score, *evidence = (
             self._predictor.get_output_handle(name).copy_to_cpu()
             for name in self._predictor.get_output_names()
         )
-        return anomaly_map[:, 0], score.reshape(-1)
+        return anomaly_map[:, 0], score.reshape(-1), evidence
 
 
 def _create_predictor(bundle: Bundle, options: EngineOptions) -> Any:
@@ -126,7 +129,8 @@ def self_check(bundle: Bundle, threads: int) -> float:
     worst = 0.0
     for count in (1, 3):
         plain, fast = (engine.run(images[:count]) for engine in engines)
-        for a, b in zip(plain, fast, strict=True):
+        pairs = [*zip(plain[:2], fast[:2], strict=True), *zip(plain[2], fast[2], strict=True)]
+        for a, b in pairs:
             scale = max(1.0, float(np.abs(a).max()))
             worst = max(worst, float(np.abs(a - b).max()) / scale)
             if not np.isfinite(b).all():

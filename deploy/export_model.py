@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from models.detector import Detector
     from utils.config import Config
 
+SCORER_KEYS = ("score", "map_from", "peak_quantile", "blur_sigma")
 TOLERANCE = 1e-4  # of the score
 IMAGES = 8  # real images to compare on
 
@@ -36,7 +37,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("-cat", "--category", help="default: the trained one")
     parser.add_argument("--exp_dir", default="exp", help="name below results/, or a path")
     parser.add_argument("--save_inference_dir", help="default: export.dir of the run")
-    cli.add_flag(parser, "--is_last", "take the last checkpoint instead of the best")
+    cli.add_checkpoint(parser)
     parser.add_argument("--data", help="images to compare on; default: those of the training")
     parser.add_argument("-o", action="append", default=[], metavar="section.key=value")
     return parser.parse_args(argv)
@@ -53,23 +54,23 @@ def main(argv: Sequence[str] | None) -> int:
 
     runtime.use_device("cpu")
     name = session.chosen_category(args.exp_dir, args.category)
-    found, detector, calibration = session.open_detector(args.exp_dir, name, last=args.is_last)
+    found, detector, calibration = session.open_detector(args.exp_dir, name, args.checkpoint)
     if calibration is None:
         raise UserError(f"{found.folder}: no thresholds; finish the training (train.py --resume)")
     config = session.evaluation_config(found.config, args.o)
     images = real_images(config, args.data, found.meta["category"])
-    expected_maps, expected_scores = run(detector, images)
+    expected = run(detector, images)
     target = Path(args.save_inference_dir or config.export.dir)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_graph(detector, folder)
         about = describe(found, calibration, folder)
         write_sidecar(folder, about)
-        maps, scores = PaddleEngine(read_bundle(folder), EngineOptions()).run(images)
+        maps, scores, _ = PaddleEngine(read_bundle(folder), EngineOptions()).run(images)
         about["parity"] = parity = {
             "images": len(images),
-            "score_max_difference": float(np.abs(scores - expected_scores).max()),
-            "map_max_difference": float(np.abs(maps - expected_maps).max()),
+            "score_max_difference": float(np.abs(scores - expected.scores).max()),
+            "map_max_difference": float(np.abs(maps - expected.maps).max()),
         }
         print(
             f"exported against dynamic model on {len(images)} images: score differs by at most "
@@ -115,11 +116,12 @@ def describe(found: "Checkpoint", calibration: "Calibration", folder: Path) -> d
             "color": "RGB", "range": [0.0, 1.0],
         },
         "outputs": ["anomaly_map", "score"],
-        "scorer": {"score": model.score, "blur_sigma": model.blur_sigma},
+        "scorer": {key: getattr(model, key) for key in SCORER_KEYS if hasattr(model, key)},
         "thresholds": {
             "image": calibration.image.to_dict(), "pixel": calibration.pixel.to_dict(),
         },
         "color_scale": list(calibration.color_scale),
+        "nfa": calibration.acontrario.to_dict() if calibration.acontrario else None,
         "versions": runtime.versions(),
         "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
     }  # fmt: skip
@@ -147,7 +149,7 @@ def publish(folder: Path, target: Path) -> None:
 def real_images(config: "Config", root: str | None, name: str) -> np.ndarray:
     """Return up to `IMAGES` images (B, 3, H, W), spread over test and training images."""
     from datasets.folder import find_category
-    from engine.session import image_reader
+    from engine.inputs import image_reader
 
     category = find_category(Path(root or config.data.root), name)
     records = [*category.test, *category.train]

@@ -68,8 +68,8 @@ def main(argv: Sequence[str] | None) -> int:
     print(f"image {image.describe()}")
     output = chosen_output(Path(args.output), paths)
     writer = PredictionWriter(
-        output, image, pixel, bundle.color_scale, pictures=not args.benchmark,
-        maps=args.save_maps,
+        output, image, pixel, bundle.color_scale, acontrario=bundle.acontrario,
+        pictures=not args.benchmark, maps=args.save_maps,
     )  # fmt: skip
     reader = PhotoReader(bundle.input_size, bundle.resize)
     batch_size = min(args.batch_size, args.max_batch_size)
@@ -82,9 +82,12 @@ def main(argv: Sequence[str] | None) -> int:
                 break
             images = np.stack([photo.network_input for photo in photos])
         with watch.stage("inference_time"):
-            maps, scores = engine.run(images)
+            maps, scores, evidence = engine.run(images)
         with watch.stage("postprocess_time"):
-            results = [writer.add(*each) for each in zip(photos, maps, scores, strict=True)]
+            results = [
+                writer.add(photo, maps[i], scores[i], [level[i] for level in evidence])
+                for i, photo in enumerate(photos)
+            ]
         watch.batch_done(len(photos))
         for result in results:
             print(console_line(result, alone=len(paths) == 1))

@@ -1,11 +1,39 @@
 """Batches of images or cached features, read one ahead in the background."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
+import paddle
+from paddle import Tensor
 
 Read = Callable[[np.ndarray], list[np.ndarray]]  # indices (B,) -> arrays with B rows
+Augment = Callable[[list[np.ndarray], np.random.Generator], list[np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images or their features: `read(indices)` gives arrays, `features` makes them a pyramid."""
+
+    count: int
+    read: Read
+    features: Callable[[list[Tensor]], list[Tensor]]
+    augment: Augment | None = None
+
+    def pyramids(
+        self, batches: list[np.ndarray], key: Sequence[int] | None = None
+    ) -> Iterator[list[Tensor]]:
+        """Yield the feature pyramid of every batch of indices, augmented if there is a `key`.
+
+        The key and the place of a batch decide what is drawn for it.
+        """
+        for number, arrays in enumerate(read_ahead(batches, self.read)):
+            if key is not None and self.augment is not None:
+                arrays = self.augment(arrays, np.random.default_rng([*key, number]))
+            with paddle.no_grad():  # closed before the yield, or it would cover the training step
+                features = self.features([paddle.to_tensor(array) for array in arrays])
+            yield features
 
 
 def shuffled(

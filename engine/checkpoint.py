@@ -86,6 +86,12 @@ def save(
         _write_meta(temporary / META, document)
 
 
+def names(run: Path) -> list[str]:
+    """Return the names of the checkpoints of a run: `last`, `best`, `best_auroc` …, in order."""
+    found = {path.parent.name for path in run.glob(f"*/{META}") if path.parent.suffix != ".old"}
+    return sorted(found, key=lambda name: (name != "last", name))
+
+
 def update_meta(checkpoint: Checkpoint, **values: Any) -> Checkpoint:
     """Add values to the meta data of a checkpoint on disk."""
     meta = {**checkpoint.meta, **values}
@@ -112,8 +118,10 @@ def read(folder: Path) -> Checkpoint | None:
 
 
 def open_run(run: Path, which: str) -> Checkpoint:
-    """Read `<run>/<which>` (`best` or `last`); `UserError` with what there is if it is missing."""
+    """Read `<run>/<which>` (`best`, `last` …); `UserError` with what there is if it is missing."""
     checkpoint = read(run / which)
+    if checkpoint is None and (others := names(run)):
+        raise UserError(f"{run}: no '{which}' checkpoint here; there is {', '.join(others)}")
     if checkpoint is None:
         known = sorted(str(p.parent.parent) for p in run.parent.parent.glob(f"*/*/{which}/{META}"))
         there = f"; there is {', '.join(known[:5])}" if known else ""
@@ -167,7 +175,7 @@ def check_same_data(checkpoint: Checkpoint, meta: Mapping[str, Any]) -> None:
 
 def remove_run(folder: Path) -> None:
     """Delete the checkpoints and logs of a run; anything else in the folder stays."""
-    for name in ("last", "best", "last.old", "best.old", "vdl"):
+    for name in ("last", "last.old", "vdl", *(path.name for path in folder.glob("best*"))):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("train.log", "log.jsonl"):
         (folder / name).unlink(missing_ok=True)

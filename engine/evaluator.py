@@ -1,129 +1,208 @@
 """Maps and scores of image sets; thresholds from held-out normals; metrics of a test set."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import paddle
 
-from engine.batches import Read, in_order, read_ahead
+from engine.batches import Source, in_order
 from metrics import threshold as thresholds
+from metrics.acontrario import AContrario
+from metrics.nfa import calibrate as fit_nulls
+from metrics.nfa import standard_nulls
 from metrics.suite import Metrics, evaluate
-from metrics.threshold import Threshold
+from metrics.threshold import Threshold, is_defective
+from utils.config import Config
 from utils.errors import UserError
 
 ReadMask = Callable[[int], np.ndarray | None]  # image -> (H, W) bool; None: not known
 
 
+class Output(NamedTuple):
+    """Hold maps (B, H, W), scores (B,) and, per level of latents, the evidence (B, h, w)."""
+
+    maps: np.ndarray
+    scores: np.ndarray
+    evidence: list[np.ndarray]
+
+    def of(self, place: int) -> tuple[np.ndarray, float, list[np.ndarray]]:
+        """Return map, score and evidence of one image."""
+        return self.maps[place], self.scores[place], [level[place] for level in self.evidence]
+
+
+class Evaluation(NamedTuple):
+    """Hold the metrics of a test set, and of every image its score and verdict (None: no cut)."""
+
+    metrics: Metrics
+    scores: np.ndarray  # (N,)
+    verdicts: list[bool | None]
+
+
 @dataclass(frozen=True)
 class Calibration:
-    """What held-out normal images say: both thresholds, and the colour scale of the maps."""
+    """What normal images say: both thresholds, the colour scale of the maps, the NFA test."""
 
     image: Threshold
     pixel: Threshold
     color_scale: tuple[float, float]  # the map values at the ends of the colour map
+    acontrario: AContrario | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
-        return asdict(self)
+        return {
+            "image": self.image.to_dict(),
+            "pixel": self.pixel.to_dict(),
+            "color_scale": list(self.color_scale),
+            "nfa": self.acontrario.to_dict() if self.acontrario else None,
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "Calibration":
         """Read what `to_dict` wrote."""
         image, pixel = Threshold.from_dict(data["image"]), Threshold.from_dict(data["pixel"])
         low, high = data["color_scale"]
-        return cls(image, pixel, (float(low), float(high)))
+        stored = data.get("nfa")
+        nfa = AContrario.from_dict(stored) if stored else None
+        return cls(image, pixel, (float(low), float(high)), nfa)
+
+
+def run(detector: paddle.nn.Layer, images: np.ndarray) -> Output:
+    """Return what the detector says of images (B, 3, H, W) in [0, 1]."""
+    with paddle.no_grad():
+        return _output(detector(paddle.to_tensor(images)))
+
+
+def _output(tensors: Sequence[paddle.Tensor]) -> Output:
+    anomaly_map, score, *evidence = (tensor.numpy() for tensor in tensors)
+    return Output(anomaly_map[:, 0], score, evidence)
 
 
 def infer(
-    detector: paddle.nn.Layer, read: Read, batches: list[np.ndarray]
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Yield (indices (B,), maps (B, H, W), scores (B,)) for every batch of image indices."""
+    detector: paddle.nn.Layer, source: Source, batches: list[np.ndarray]
+) -> Iterator[tuple[np.ndarray, Output]]:
+    """Yield (indices (B,), output) for every batch of indices of the source."""
     detector.eval()
-    for indices, (images,) in zip(batches, read_ahead(batches, read), strict=True):
-        yield indices, *run(detector, images)
+    for indices, features in zip(batches, source.pyramids(batches), strict=True):
+        with paddle.no_grad():
+            output = _output(detector.score(features))
+        yield indices, output
 
 
-def run(detector: paddle.nn.Layer, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the maps (B, H, W) and scores (B,) of images (B, 3, H, W) in [0, 1]."""
-    with paddle.no_grad():
-        anomaly_maps, scores = detector(paddle.to_tensor(images))
-    return anomaly_maps.numpy()[:, 0], scores.numpy()
-
-
-def score_all(
-    detector: paddle.nn.Layer, read: Read, count: int, batch_size: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the maps (N, H, W) and scores (N,) of `count` images."""
-    results = list(infer(detector, read, in_order(count, batch_size)))
-    maps = np.concatenate([maps for _, maps, _ in results])
-    return maps, np.concatenate([scores for _, _, scores in results])
+def score_all(detector: paddle.nn.Layer, source: Source, batch_size: int) -> Output:
+    """Return the output of all images of a source."""
+    parts = [part for _, part in infer(detector, source, in_order(source.count, batch_size))]
+    evidence = [np.concatenate(level) for level in zip(*(p.evidence for p in parts), strict=True)]
+    maps = np.concatenate([part.maps for part in parts])
+    return Output(maps, np.concatenate([part.scores for part in parts]), evidence)
 
 
 def calibrate(
-    detector: paddle.nn.Layer, read: Read, count: int, batch_size: int, image: str, pixel: str
+    detector: paddle.nn.Layer, holdout: Source, config: Config, train: Source | None = None
 ) -> Calibration:
-    """Fit thresholds by the policies `image` and `pixel` on held-out normal images."""
-    maps, scores = score_all(detector, read, count, batch_size)
-    pixel_threshold = _pixel_threshold(maps, pixel)
-    low = float(np.median(maps))
-    span = max(pixel_threshold.value - low, 1e-6)
-    return Calibration(
-        _image_threshold(scores, image), pixel_threshold, (low, low + 2 * span)
-    )  # the middle of the colour map is the pixel threshold
+    """Fit thresholds and the NFA test on held-out normal images.
+
+    `train` is needed for the pixel threshold `fair`, which comes from the training images.
+    """
+    settings = config.eval
+    output = score_all(detector, holdout, settings.batch_size)
+    test = fit_acontrario(detector, output.evidence, config)
+    peaks = np.zeros(0)
+    if test is not None and "nfa" in (settings.image_threshold, settings.pixel_threshold):
+        peaks = np.array([nfa_map.max() for nfa_map in nfa_maps(test, output.evidence)])
+    image = _image_threshold(output.scores, peaks, settings.image_threshold)
+    if settings.pixel_threshold == "fair":
+        if train is None:
+            raise UserError("eval.pixel_threshold 'fair' needs the training images; train again")
+        pixel = thresholds.fair(score_all(detector, train, settings.batch_size).maps)
+    else:
+        pixel = _pixel_threshold(output.maps, peaks, settings.pixel_threshold)
+    shown = pixel  # the middle of the colour map
+    if pixel.policy == "nfa":
+        shown = thresholds.pixel_percentile(output.maps)
+    low = float(np.median(output.maps))
+    span = max(shown.value - low, 1e-6)
+    return Calibration(image, pixel, (low, low + 2 * span), test)
 
 
-def _image_threshold(scores: np.ndarray, policy: str) -> Threshold:
+def fit_acontrario(
+    detector: paddle.nn.Layer, evidence: Sequence[np.ndarray], config: Config
+) -> AContrario | None:
+    """Return the NFA test of section `nfa`, its null hypothesis from held-out evidence."""
+    settings = config.nfa
+    if settings.method == "none":
+        return None
+    channels = [int(count) for count in detector.flow.latent_channels]
+    nulls = standard_nulls(channels)
+    if settings.calibrate and settings.method == "tree":
+        nulls = fit_nulls(evidence, channels)
+    return AContrario(
+        settings.method, config.model.input_size, tuple(channels), tuple(nulls),
+        tail=settings.tail, tests=settings.tests, window=settings.window,
+        probability=settings.probability, high_precision=settings.high_precision,
+    )  # fmt: skip
+
+
+def nfa_maps(test: AContrario, evidence: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return -log10 NFA (H, W) of every image from the evidence (B, h, w) of its levels."""
+    count = len(evidence[0])
+    return [test.score([level[i] for level in evidence]).astype(np.float32) for i in range(count)]
+
+
+def _image_threshold(scores: np.ndarray, peaks: np.ndarray, policy: str) -> Threshold:
     name, value = thresholds.parse_policy(policy)
     if name == "percentile" and value is not None:
         return thresholds.percentile(scores, value)
-    return _fixed(name, value, "eval.image_threshold")
+    return _given(name, value, peaks, "eval.image_threshold")
 
 
-def _pixel_threshold(maps: np.ndarray, policy: str) -> Threshold:
+def _pixel_threshold(maps: np.ndarray, peaks: np.ndarray, policy: str) -> Threshold:
     name, value = thresholds.parse_policy(policy, default_percentile=99.9)
     if name == "percentile" and value is not None:
         return thresholds.pixel_percentile(maps, value)
-    return _fixed(name, value, "eval.pixel_threshold")
+    return _given(name, value, peaks, "eval.pixel_threshold")
 
 
-def _fixed(name: str, value: float | None, key: str) -> Threshold:
+def _given(name: str, value: float | None, peaks: np.ndarray, key: str) -> Threshold:
+    if name == "nfa" and peaks.size:
+        return thresholds.nfa(peaks)
     if name != "fixed" or value is None:
         raise UserError(
             f"{key} is '{name}'; a threshold comes from normal images or from you: use "
-            "percentile:q or fixed:v (f1 is only shown in reports)"
+            f"percentile:q or fixed:v ({name} is only shown in reports)"
         )
     return thresholds.fixed(value)
 
 
 def evaluate_set(
-    detector: paddle.nn.Layer,
-    read: Read,
+    outputs: Iterable[tuple[np.ndarray, Output]],
     labels: Sequence[int],
     read_mask: ReadMask,
     names: Sequence[str],
     *,
-    batch_size: int,
     calibration: Calibration | None,
     allow_missing_masks: bool = False,
-) -> tuple[Metrics, np.ndarray]:
-    """Return all metrics and the scores (N,) of a labelled test set.
+) -> Evaluation:
+    """Return all metrics of a labelled test set from its outputs, in order.
 
     Maps are resized to the masks: the size of a mask decides where pixels are compared.
     """
     maps: list[np.ndarray] = []
+    nfa: list[np.ndarray] = []
     masks: list[np.ndarray | None] = []
     scores = np.empty(len(labels), np.float32)
-    for indices, batch_maps, batch_scores in infer(
-        detector, read, in_order(len(labels), batch_size)
-    ):
-        scores[indices] = batch_scores
-        for index, anomaly_map in zip(indices, batch_maps, strict=True):
+    test = calibration.acontrario if calibration else None
+    for indices, output in outputs:
+        scores[indices] = output.scores
+        found = nfa_maps(test, output.evidence) if test else []
+        for place, index in enumerate(indices):
             mask = read_mask(int(index))
             masks.append(mask)
-            maps.append(anomaly_map if mask is None else _resized(anomaly_map, mask.shape))
+            size = output.maps.shape[1:] if mask is None else mask.shape
+            maps.append(_resized(output.maps[place], size))
+            nfa += [_resized(found[place], size)] if test else []
     metrics = evaluate(
         scores,
         labels,
@@ -133,8 +212,13 @@ def evaluate_set(
         pixel_threshold=None if calibration is None else calibration.pixel,
         names=names,
         allow_missing_masks=allow_missing_masks,
+        nfa_maps=nfa or None,
     )
-    return metrics, scores
+    verdicts: list[bool | None] = [None] * len(labels)
+    if calibration is not None:
+        decisive = [m.max() for m in nfa] if calibration.image.policy == "nfa" else scores
+        verdicts = [is_defective(float(value), calibration.image) for value in decisive]
+    return Evaluation(metrics, scores, verdicts)
 
 
 def _resized(anomaly_map: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

@@ -6,35 +6,37 @@ The one module of this package that knows `models` and `datasets`; only scripts 
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import paddle
 from paddle import Tensor
-from tqdm import tqdm
 
-from datasets.feature_cache import FeatureCache, cache_key
-from datasets.folder import DEFECTIVE, NORMAL, UNKNOWN, Record
+from datasets.folder import DEFECTIVE, NORMAL
 from datasets.mvtec import canonical_name, report_order
-from datasets.transforms import load_inputs, load_masks
 from engine import checkpoint
-from engine.batches import Read, in_order, read_ahead
+from engine.batches import Source, in_order
 from engine.checkpoint import Checkpoint
-from engine.evaluator import Calibration, calibrate, evaluate_set
-from engine.trainer import Select, Source
-from metrics.suite import Metrics
+from engine.evaluator import Calibration, Evaluation, Output, calibrate, evaluate_set, infer
+from engine.inputs import LabelledSet, known_masks
+from engine.trainer import Judge, Objectives
 from models import build_detector
 from models.backbones.weights import load_weights
 from models.detector import Detector
+from models.flows.cflow import log_likelihoods
+from models.scoring.cflow import maps_relative_to_set
 from utils.config import Config, differences, override
+from utils.constraints import needs_test
 from utils.errors import UserError
 
 RESULTS = Path("results")
 EVALUATION_MAY_CHANGE = (
-    "data.root", "data.workers", "eval.batch_size", "eval.size", "export.dir",
+    "data.root", "data.workers", "data.features", "eval.batch_size", "eval.size", "eval.norm",
+    "nfa.high_precision", "export.dir",
 )  # fmt: skip
+BEST_METRICS = {"auroc": "pixel_auroc", "aupro": "aupro_0.3", "miou": "miou_oracle"}
 
 
 def run_folder(exp_dir: str, category: str = "") -> Path:
@@ -72,7 +74,12 @@ def chosen_category(exp_dir: str, given: str | None) -> str:
 
 def new_detector(config: Config, *, allow_random: bool) -> tuple[Detector, dict[str, Any]]:
     """Build an untrained detector with backbone weights; return it and where those came from."""
-    detector = build_detector(dataclasses.asdict(config.model), config.train.seed)
+    try:
+        detector = build_detector(
+            dataclasses.asdict(config.model), config.train.seed, dataclasses.asdict(config.nfa)
+        )
+    except ValueError as error:
+        raise UserError(f"model: {error}") from None
     info = load_weights(
         detector.backbone,
         Path(config.model.weights) if config.model.weights else None,
@@ -83,10 +90,10 @@ def new_detector(config: Config, *, allow_random: bool) -> tuple[Detector, dict[
 
 
 def open_detector(
-    exp_dir: str, category: str, *, last: bool
+    exp_dir: str, category: str, which: str
 ) -> tuple[Checkpoint, Detector, Calibration | None]:
     """Load a trained detector: its checkpoint, the network, and thresholds if they are fitted."""
-    found = checkpoint.open_run(run_folder(exp_dir, category), "last" if last else "best")
+    found = checkpoint.open_run(run_folder(exp_dir, category), which)
     trained_on = found.meta["backbone"]
     detector, info = new_detector(found.config, allow_random=trained_on["origin"] == "random")
     if info["sha256"] != trained_on["sha256"]:
@@ -101,35 +108,8 @@ def open_detector(
     return found, detector, Calibration.from_dict(stored) if stored else None
 
 
-def image_reader(records: Sequence[Record], config: Config) -> Read:
-    """Return a function from indices (B,) to [images (B, 3, H, W) in [0, 1]]."""
-
-    def read(indices: np.ndarray) -> list[np.ndarray]:
-        chosen = [records[i] for i in indices]
-        data = config.data
-        return [load_inputs(chosen, config.model.input_size, data.resize, max(data.workers, 1))]
-
-    return read
-
-
-def known_masks(records: Sequence[Record], config: Config) -> tuple[list[np.ndarray | None], int]:
-    """Return the mask of every record at evaluation size, None if it is not known.
-
-    The number counts masks whose file has another size than its image.
-    """
-    sizes = {"input": config.model.input_size, "256": (256, 256), "original": None}
-    known = [index for index, record in enumerate(records) if record.has_truth]
-    loaded, differing = load_masks(
-        [records[index] for index in known], sizes[config.eval.size], config.data.workers
-    )
-    masks: list[np.ndarray | None] = [None] * len(records)
-    for index, mask in zip(known, loaded, strict=True):
-        masks[index] = mask
-    return masks, differing
-
-
 def calibrate_checkpoint(
-    folder: Path, detector: Detector, holdout: Sequence[Record], config: Config
+    folder: Path, detector: Detector, holdout: Source, train: Source, config: Config
 ) -> Calibration:
     """Fit thresholds on held-out normals for the checkpoint in `folder`, and store them there.
 
@@ -137,11 +117,8 @@ def calibrate_checkpoint(
     """
     found = checkpoint.open_run(folder.parent, folder.name)
     found.load_head(detector)
-    settings = config.eval
-    calibration = calibrate(
-        detector, image_reader(holdout, config), len(holdout), settings.batch_size,
-        settings.image_threshold, settings.pixel_threshold,
-    )  # fmt: skip
+    detector.eval()
+    calibration = calibrate(detector, holdout, config, train)
     checkpoint.update_meta(found, config=config.to_dict(), calibration=calibration.to_dict())
     return calibration
 
@@ -158,103 +135,110 @@ def evaluation_config(trained: Config, overrides: Sequence[str]) -> Config:
     return config
 
 
-def evaluate_records(
+def for_evaluation(calibration: Calibration | None, config: Config) -> Calibration | None:
+    """Return the stored calibration with what an evaluation may set anew."""
+    if calibration is None or calibration.acontrario is None:
+        return calibration
+    test = dataclasses.replace(calibration.acontrario, high_precision=config.nfa.high_precision)
+    return dataclasses.replace(calibration, acontrario=test)
+
+
+def evaluate_test(
     detector: Detector,
-    records: Sequence[Record],
+    test: LabelledSet,
     config: Config,
     calibration: Calibration | None,
     *,
     allow_missing_masks: bool = False,
-) -> tuple[Metrics, np.ndarray]:
-    """Return metrics and scores (N,) of labelled test images; `UserError` if there are none."""
-    if not records:
+) -> Evaluation:
+    """Return what labelled test images give; `UserError` if there are none."""
+    if not test.records:
         raise UserError("no labelled test images: put them into test/good and test/<defect>")
-    masks, differing = known_masks(records, config)
-    metrics, scores = evaluate_set(
-        detector, image_reader(records, config), [r.label for r in records], masks.__getitem__,
-        [str(r.path) for r in records], batch_size=config.eval.batch_size,
+    masks, differing = known_masks(test.records, config)
+    if config.eval.norm == "calibrated":
+        batches = in_order(test.source.count, config.eval.batch_size)
+        outputs = infer(detector, test.source, batches)
+    else:
+        calibration = None  # thresholds are made for calibrated scores
+        outputs = iter([_relative_output(detector, test.source, config)])
+    found = evaluate_set(
+        outputs, test.labels, masks.__getitem__, [str(r.path) for r in test.records],
         calibration=calibration, allow_missing_masks=allow_missing_masks,
     )  # fmt: skip
     if differing:
-        metrics.warnings.append(f"{differing} mask(s) resized to the size of their images")
-    return metrics, scores
+        found.metrics.warnings.append(f"{differing} mask(s) resized to the size of their images")
+    if config.eval.norm != "calibrated":
+        found.metrics.warnings.append(
+            f"eval.norm {config.eval.norm}: scores depend on the other test images, so no "
+            "threshold applies; only for comparison with published figures"
+        )
+    return found
 
 
-def test_selector(detector: Detector, records: Sequence[Record], config: Config) -> Select | None:
-    """Return FastFlow-Paddle's selection by test metrics, or None when `best` follows hold-out.
+def _relative_output(
+    detector: Detector, source: Source, config: Config
+) -> tuple[np.ndarray, Output]:
+    """Return all maps and scores of CFLOW-AD relative to the whole set or to each batch of it."""
+    detector.eval()
+    batches = in_order(source.count, config.eval.batch_size)
+    likelihoods = []
+    for features in source.pyramids(batches):
+        with paddle.no_grad():
+            levels = log_likelihoods(*detector.flow(features))
+        likelihoods.append([level.numpy()[:, 0].astype(np.float64) for level in levels])
+    if config.eval.norm == "dataset":
+        likelihoods = [[np.concatenate(level) for level in zip(*likelihoods, strict=True)]]
+    parts = [maps_relative_to_set(part, config.model.input_size) for part in likelihoods]
+    maps, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return np.arange(source.count), Output(maps, scores, [])
 
-    The mean of both AUROCs rounded to three decimals decides, then pixel AUROC: optimistic.
+
+def test_judge(detector: Detector, test: LabelledSet, config: Config) -> Judge | None:
+    """Return what follows test metrics: `best` with `select_on: test`, and the ones of `best_by`.
+
+    For `best` that is FastFlow-Paddle's rule: the mean of both AUROCs rounded to three decimals
+    decides, then pixel AUROC. All of these are optimistic.
     """
-    if config.train.select_on == "holdout":
+    settings = config.train
+    if not needs_test(settings):
         return None
-    known = labelled(records)
-    if {record.label for record in known} != {NORMAL, DEFECTIVE}:
-        raise UserError("--select-on test needs normal and defective images in test/")
+    if set(test.labels) != {NORMAL, DEFECTIVE}:
+        raise UserError(
+            "train.select_on test and train.best_by need normal and defective images in test/"
+        )
 
-    def select(epoch: int) -> list[float] | None:
-        if epoch % config.train.test_epochs and epoch != config.train.epochs:
-            return None
-        values = evaluate_records(detector, known, config, None)[0].values
-        image, pixel = round(values["image_auroc"], 3), round(values["pixel_auroc"], 3)
-        return [image] if math.isnan(pixel) else [0.5 * image + 0.5 * pixel, pixel]
+    with_nfa = "miou" in settings.best_by and config.nfa.method != "none"
 
-    return select
+    def judge(epoch: int, train: Source, holdout: Source) -> dict[str, list[float]]:
+        if epoch % settings.test_epochs and epoch != settings.epochs:
+            return {}
+        calibration = calibrate(detector, holdout, config, train) if with_nfa else None
+        values = evaluate_test(detector, test, config, calibration).metrics.values
+        wanted = {}
+        if settings.select_on == "test":
+            image, pixel = round(values["image_auroc"], 3), round(values["pixel_auroc"], 3)
+            wanted["best"] = [image] if math.isnan(pixel) else [0.5 * image + 0.5 * pixel, pixel]
+        for name in settings.best_by:
+            key = "miou_nfa" if with_nfa and name == "miou" else BEST_METRICS[name]
+            wanted[f"best_{name}"] = [values[key]]
+        return wanted
 
-
-def labelled(records: Sequence[Record]) -> list[Record]:
-    """Return the records whose label is known."""
-    return [record for record in records if record.label != UNKNOWN]
-
-
-def data_digest(records: Sequence[Record], config: Config, weight_hash: str) -> str:
-    """Return a key of everything that the frozen features of these images depend on."""
-    model = config.model
-    return cache_key(
-        [record.path for record in records], model.input_size, config.data.resize,
-        model.backbone, model.strides, weight_hash,
-    )  # fmt: skip
+    return judge
 
 
-def feature_sources(
-    detector: Detector, parts: Sequence[Sequence[Record]], config: Config, key: str
-) -> list[Source]:
-    """Return a source of features for each part of the training images.
+def training_objectives(detector: Detector, config: Config) -> Objectives | None:
+    """Return how a batch is stepped on, if not at once: CFLOW-AD's fibre batches."""
+    settings = config.train
+    if not settings.fiber_batch:
+        return None
 
-    With `data.cache`, the features of all parts are extracted once and kept under `key`.
-    """
-    if not config.data.cache:
-        return [Source(len(part), image_reader(part, config), _extract(detector)) for part in parts]
-    records = [record for part in parts for record in part]
-    cache = _open_cache(detector, records, config, key)
-    starts = np.cumsum([0, *(len(part) for part in parts)])
-    return [
-        Source(len(part), _shifted(cache, start), list)
-        for part, start in zip(parts, starts, strict=False)
-    ]
+    def objectives(features: list[Tensor], rng: np.random.Generator) -> Iterator:
+        try:
+            for _, loss in detector.flow.fiber_losses(
+                features, settings.fiber_batch, settings.fiber_remainder, rng
+            ):
+                yield loss, loss
+        except ValueError as error:
+            raise UserError(f"train.fiber_batch: {error}") from None
 
-
-def _extract(detector: Detector) -> Callable[[list[Tensor]], list[Tensor]]:
-    return lambda arrays: detector.features(arrays[0])
-
-
-def _shifted(cache: FeatureCache, start: int) -> Read:
-    return lambda indices: cache[indices + start]
-
-
-def _open_cache(
-    detector: Detector, records: Sequence[Record], config: Config, key: str
-) -> FeatureCache:
-    folder = Path(config.data.cache_dir)
-    cache = FeatureCache.open(folder, key)
-    if cache is not None:
-        return cache
-    batches = in_order(len(records), min(config.train.batch_size, 8))
-
-    def features() -> Iterator[list[np.ndarray]]:
-        images = read_ahead(batches, image_reader(records, config))
-        for (batch,) in tqdm(images, "extract features", len(batches), disable=None):
-            with paddle.no_grad():
-                maps = detector.features(paddle.to_tensor(batch))
-            yield [level.numpy() for level in maps]
-
-    return FeatureCache.build(folder, key, len(records), features())
+    return objectives

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -13,30 +13,19 @@ from paddle import Tensor
 from tqdm import tqdm
 
 from engine import checkpoint
-from engine.batches import Read, in_order, read_ahead, shuffled
+from engine.batches import Source, in_order, shuffled
 from engine.diagnose import first_non_finite
 from engine.log import RunLog
 from utils.config import Config
 from utils.errors import UserError
 from utils.schema import TrainSection
 
-Select = Callable[[int], Sequence[float] | None]  # epoch -> values to maximise, first one first
-
-
-@dataclass(frozen=True)
-class Source:
-    """Training data: `read(indices)` gives arrays, `features` turns them into a pyramid."""
-
-    count: int
-    read: Read
-    features: Callable[[list[Tensor]], list[Tensor]]
-
-    def pyramids(self, batches: list[np.ndarray]) -> Iterator[list[Tensor]]:
-        """Yield the feature pyramid of every batch of indices."""
-        for arrays in read_ahead(batches, self.read):
-            with paddle.no_grad():  # closed before the yield, or it would cover the training step
-                features = self.features([paddle.to_tensor(array) for array in arrays])
-            yield features
+Rng = np.random.Generator
+# Yields (loss to step on, value to log) for a batch of features, in turn.
+Objectives = Callable[[list[Tensor], Rng], Iterable[tuple[Tensor, Tensor]]]
+# From epoch, training and held-out images to values to maximise, first one first, by the checkpoint
+# that follows them; empty if there are none this epoch.
+Judge = Callable[[int, Source, Source], Mapping[str, Sequence[float]]]
 
 
 @dataclass
@@ -45,9 +34,9 @@ class Progress:
 
     epoch: int = 0
     step: int = 0
-    best: list[float] | None = None
-    best_epoch: int = 0
-    loss: float = math.nan  # of the last step, nats per dimension
+    best: dict[str, list[float]] = field(default_factory=dict)  # by checkpoint
+    best_epoch: int = 0  # of the checkpoint `best`
+    loss: float = math.nan  # of the last step
 
 
 class Trainer:
@@ -62,10 +51,12 @@ class Trainer:
         *,
         label: str,
         meta: dict[str, Any],
+        objectives: Objectives | None = None,
     ) -> None:
         self.detector, self.config, self.folder, self.log = detector, config, folder, log
         self.label, self.meta = label, meta
         self.settings: TrainSection = config.train
+        self.objectives = objectives or (lambda features, rng: [detector.objective(features)])
         self.progress = Progress()
         self.optimizer = _adam(detector, config.train)
         self.scaler = paddle.amp.GradScaler(enable=config.train.amp)
@@ -83,13 +74,13 @@ class Trainer:
             self.scaler.load_state_dict(last.meta["scaler"])
         return True
 
-    def fit(self, train: Source, holdout: Source, select: Select | None = None) -> None:
+    def fit(self, train: Source, holdout: Source, judge: Judge | None = None) -> None:
         """Train to the last epoch or until patience runs out.
 
-        `best` follows the likelihood of the held-out images, or what `select` returns.
+        `best` follows the likelihood of the held-out images, unless `judge` decides it.
         """
         progress, settings = self.progress, self.settings
-        steps = len(self._batches(train, 0))
+        steps = len(self._batches(train, 1, 0)) * settings.sub_epochs
         with tqdm(
             total=settings.epochs * steps, initial=progress.epoch * steps, unit="step",
             desc=self.label, disable=None, dynamic_ncols=True,
@@ -99,52 +90,71 @@ class Trainer:
                 started = time.perf_counter()
                 loss = self._train_epoch(train, epoch, bar)
                 nll = self._holdout_nll(holdout, epoch)
+                self.detector.fit_scorer(train.pyramids(in_order(train.count, settings.batch_size)))
                 progress.epoch = epoch
                 self.log.event(
                     "epoch", epoch, train_nll=loss, holdout_nll=nll, lr=self.optimizer.get_lr(),
                     seconds=round(time.perf_counter() - started, 3),
                 )  # fmt: skip
-                value = [-nll] if select is None else select(epoch)
-                self._keep(None if value is None else list(value))
+                wanted = judge(epoch, train, holdout) if judge else {}
+                self._keep(
+                    {"best": [-nll], **wanted} if settings.select_on == "holdout" else wanted
+                )
         if progress.epoch < settings.epochs:
             self.log.say(f"[{self.label}] stopped: no better epoch for {settings.patience} epochs")
 
-    def _batches(self, source: Source, epoch: int) -> list[np.ndarray]:
+    def _batches(self, source: Source, epoch: int, part: int) -> list[np.ndarray]:
         settings = self.settings
         return shuffled(
             source.count, settings.batch_size, drop_last=settings.drop_last, seed=settings.seed,
-            epoch=epoch,
+            epoch=(epoch - 1) * settings.sub_epochs + part + 1,
         )  # fmt: skip
 
     def _train_epoch(self, train: Source, epoch: int, bar: tqdm) -> float:
         self.detector.train()
-        self.optimizer.set_lr(learning_rate(self.settings, epoch))
-        batches = self._batches(train, epoch)
+        losses: list[float] = []
+        for part in range(self.settings.sub_epochs):
+            self._train_part(train, epoch, part, bar, losses)
+        return float(np.mean(losses))
+
+    def _train_part(
+        self, train: Source, epoch: int, part: int, bar: tqdm, losses: list[float]
+    ) -> None:
+        settings = self.settings
+        batches = self._batches(train, epoch, part)
+        steps = len(batches) * settings.sub_epochs
         meter = _Meter()
-        losses = []
-        for index, features in enumerate(train.pyramids(batches), 1):
+        for index, features in enumerate(train.pyramids(batches, [settings.seed, epoch, part]), 1):
             meter.data_ready()
+            done = part * len(batches) + index
+            self.optimizer.set_lr(learning_rate(settings, epoch, (done - 1) / steps))
             losses.append(self._step(features, epoch))
             meter.step_done(len(batches[index - 1]))
             bar.update()
-            if index % self.settings.log_every == 0 or index == len(batches):
-                self._report(epoch, index, len(batches), losses, meter)
+            if index % settings.log_every == 0 or index == len(batches):
+                self._report(epoch, done, steps, losses, meter)
                 meter = _Meter()
-        return float(np.mean(losses))
 
     def _step(self, features: list[Tensor], epoch: int) -> float:
+        rng = np.random.default_rng([self.settings.seed, self.progress.step])
+        values = []
         with paddle.amp.auto_cast(enable=self.settings.amp):
-            loss, nll = self.detector.objective(features)
-        if not math.isfinite(loss.item()):
-            step = self.progress.step + 1
-            self._explain(features, f"loss is {loss.item()} at epoch {epoch}, step {step}")
-        self.scaler.scale(loss).backward()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.clear_grad(set_to_zero=False)
+            for loss, value in self.objectives(features, rng):
+                if not math.isfinite(loss.item()):
+                    step = self.progress.step + 1
+                    self._explain(features, f"loss is {loss.item()} at epoch {epoch}, step {step}")
+                self._descend(loss)
+                values.append(value.item())
         self.progress.step += 1
-        self.progress.loss = nll.item()
+        self.progress.loss = float(np.mean(values))
         return self.progress.loss
+
+    def _descend(self, loss: Tensor) -> None:
+        with paddle.amp.auto_cast(enable=False):
+            self.scaler.scale(loss).backward()
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            self.optimizer.clear_grad(set_to_zero=False)
 
     def _explain(self, features: list[Tensor], what: str) -> NoReturn:
         where = first_non_finite(self.detector, lambda: self.detector.objective(features))
@@ -167,12 +177,19 @@ class Trainer:
                 self._explain(features, f"loss of held-out images is not finite {where}")
         return float(np.mean(np.concatenate(values), dtype=np.float64))
 
-    def _keep(self, value: list[float] | None) -> None:
-        """Write `best` if this epoch is as good as any before, then `last`."""
+    def _keep(self, values: Mapping[str, Sequence[float]]) -> None:
+        """Write each checkpoint for which this epoch is as good as any before, then `last`."""
         progress = self.progress
-        if value is not None and (progress.best is None or value >= progress.best):
-            progress.best, progress.best_epoch = value, progress.epoch
-            checkpoint.save(self.folder / "best", self.detector, self.config, self._meta())
+        better = [
+            name
+            for name, value in values.items()
+            if name not in progress.best or list(value) >= progress.best[name]
+        ]
+        progress.best |= {name: list(values[name]) for name in better}
+        if "best" in better:
+            progress.best_epoch = progress.epoch
+        for name in better:
+            checkpoint.save(self.folder / name, self.detector, self.config, self._meta())
         checkpoint.save(
             self.folder / "last", self.detector, self.config, self._meta(), self.optimizer
         )
@@ -189,26 +206,35 @@ class Trainer:
         self, epoch: int, index: int, steps: int, losses: list[float], meter: "_Meter"
     ) -> None:
         cost = meter.per_batch()
+        unit = "-ln sigmoid" if self.settings.fiber_batch else "nats per dimension"
         self.log.say(
             f"[{self.label}] epoch: {epoch}/{self.settings.epochs}, iter: {index}/{steps}, "
             f"lr: {self.optimizer.get_lr():.6g}, loss: {losses[-1]:.6f}, "
             f"avg_reader_cost: {cost['avg_reader_cost']:.5f} sec, "
             f"avg_batch_cost: {cost['avg_batch_cost']:.5f} sec, "
             f"avg_samples: {cost['avg_samples']:.1f}, ips: {cost['ips']:.2f} images/sec "
-            f"(epoch so far: {np.mean(losses):.6f} nats per dimension)"
+            f"(epoch so far: {np.mean(losses):.6f} {unit})"
         )
         self.log.event("step", self.progress.step, epoch=epoch, loss=losses[-1], **cost)
 
 
-def learning_rate(settings: TrainSection, epoch: int) -> float:
-    """Return the rate of an epoch (from 1): linear warm-up, then constant or half a cosine."""
-    if epoch <= settings.warmup_epochs:
-        return settings.lr * epoch / settings.warmup_epochs
-    if settings.schedule == "constant":
-        return settings.lr
-    span = max(settings.epochs - settings.warmup_epochs, 1)
-    done = (epoch - 1 - settings.warmup_epochs) / span
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+def learning_rate(settings: TrainSection, epoch: int, share: float = 0.0) -> float:
+    """Return the rate when a share of an epoch (from 1) is done: linear warm-up, then the schedule.
+
+    The schedule changes from epoch to epoch, the warm-up from step to step.
+    """
+    if epoch > settings.warmup_epochs:
+        return _scheduled(settings, epoch - 1)
+    start, end = settings.lr / 10, _scheduled(settings, settings.warmup_epochs)  # 10: CFLOW-AD
+    return start + (end - start) * (epoch - 1 + share) / settings.warmup_epochs
+
+
+def _scheduled(settings: TrainSection, epochs_done: int) -> float:
+    done = min(epochs_done / (settings.schedule_epochs or settings.epochs), 1.0)
+    height = {
+        "constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done,
+    }[settings.schedule]  # fmt: skip
+    return settings.lr * (settings.final_lr + (1 - settings.final_lr) * height)
 
 
 def _adam(detector: paddle.nn.Layer, settings: TrainSection) -> paddle.optimizer.Adam:
@@ -216,6 +242,9 @@ def _adam(detector: paddle.nn.Layer, settings: TrainSection) -> paddle.optimizer
     clip = settings.clip_norm
     return paddle.optimizer.Adam(
         learning_rate=settings.lr,
+        beta1=settings.betas[0],
+        beta2=settings.betas[1],
+        epsilon=settings.epsilon,
         parameters=trained,
         weight_decay=settings.weight_decay or None,  # coupled L2, as in PyTorch's Adam
         grad_clip=paddle.nn.ClipGradByGlobalNorm(clip) if clip else None,

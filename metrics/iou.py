@@ -72,6 +72,33 @@ def iou_of_counts(counts: PixelCounts) -> float:
     return _mean_iou(counts, batch=max(counts.true.size, 1))
 
 
+def threshold_grid(maps: Maps, count: int = 1000) -> NDArray[np.float64]:
+    """Return up to `count` thresholds: quantiles of the maps, half of them above the 99th."""
+    pooled = np.concatenate([np.asarray(m).reshape(-1) for m in maps])
+    pooled.sort()  # in place: the maps may fill the memory
+    shares = np.concatenate([np.linspace(0, 0.99, count // 2), np.linspace(0.99, 1, count // 2)])
+    return np.unique(pooled[(shares * (pooled.size - 1)).round().astype(np.int64)].astype(float))
+
+
+def best_miou(maps: Maps, masks: Masks, thresholds: NDArray[np.float64]) -> float:
+    """Return the largest mean IoU over ascending thresholds: an oracle, for it uses the masks."""
+    sums = np.zeros(thresholds.size)
+    for anomaly_map, mask in zip(maps, masks, strict=True):
+        values = np.asarray(anomaly_map, np.float64)
+        defective = np.zeros(values.shape, bool) if mask is None else mask > 0
+        true, false = (_above(values[part], thresholds) for part in (defective, ~defective))
+        union = false + np.count_nonzero(defective)
+        sums += (true + _EPS) / (union + _EPS)
+    return float(sums.max() / len(maps))
+
+
+def _above(values: NDArray, thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Count the values above each of ascending thresholds."""
+    place = np.searchsorted(thresholds, values.reshape(-1), side="left")  # thresholds below value
+    counts = np.bincount(place, minlength=thresholds.size + 1)
+    return values.size - np.cumsum(counts[: thresholds.size])
+
+
 def overlap_at_threshold(pixels: RegionPixels, threshold: Threshold | float) -> float:
     """Return the mean over regions of the fraction of pixels above the threshold, or nan."""
     if not pixels.regions:

@@ -35,40 +35,65 @@ def block_score(
     latents: per scale (C, H, W), finest first. Windows have `window` positions a side on the
     finest scale, about half as many on each next, at least 3. Source: U-Flow, 2022.
     """
+    found = [exceedances(z, probability) for z in latents]
+    channels = [z.shape[0] for z in latents]
+    return block_score_of_counts(
+        found, channels, size, window=window, probability=probability,
+        high_precision=high_precision,
+    )  # fmt: skip
+
+
+def exceedances(latent: NDArray, probability: float) -> Map:
+    """Count at every position (H, W) the channels of a latent (C, H, W) that are exceptional.
+
+    These are squared latents not below the χ²_1 quantile of `probability`.
+    """
+    check_finite(latent, "latents")
+    return (np.square(latent) >= chi2.ppf(probability, 1)).sum(0).astype(np.float64)
+
+
+def block_score_of_counts(
+    found: Sequence[NDArray],
+    channels: Sequence[int],
+    size: tuple[int, int],
+    *,
+    window: int = 5,
+    probability: float = 0.9,
+    high_precision: bool = False,
+) -> Map:
+    """Return what `block_score` does, from per scale the exceedances (H, W) and the channels."""
     if window < 2 or not 0 < probability < 1:
         raise UserError(
             f"window {window}, probability {probability}: the window must have at least 2 "
             "positions, the probability must lie between 0 and 1"
         )
-    positions = sum(z.shape[1] * z.shape[2] for z in latents)
+    positions = sum(counts.size for counts in found)
     total = np.full(size, np.log10(positions))
-    for scale, z in enumerate(latents):
-        log_p = window_log_probability(
-            z, max(window // 2 ** (scale + 1), 1), probability, high_precision
-        )
-        rows, columns = (cubic_matrix(*pair) for pair in zip(z.shape[1:], size, strict=True))
+    for scale, (counts, channel_count) in enumerate(zip(found, channels, strict=True)):
+        half = max(window // 2 ** (scale + 1), 1)
+        log_p = window_log_probability(counts, channel_count, half, probability, high_precision)
+        rows, columns = (cubic_matrix(*pair) for pair in zip(counts.shape, size, strict=True))
         total += rows @ log_p @ columns.T
     return -total
 
 
 def window_log_probability(
-    latent: NDArray, half: int, probability: float, high_precision: bool
+    found: NDArray, channels: int, half: int, probability: float, high_precision: bool
 ) -> Map:
     """Return (H, W) the log-probability of so many exceedances in windows of 2·half + 1.
 
-    An exceedance is a squared latent not below the χ²_1 quantile of `probability`; their number is
-    the mean over channels. High precision does not round it down.
+    found: (H, W) exceedances of a position; their number is the mean over channels. High precision
+    does not round it down.
     """
-    check_finite(latent, "latents")
-    if min(latent.shape[1:]) <= half:
-        raise UserError(f"latents {latent.shape}: too small for a window of {2 * half + 1}")
-    found = (np.square(latent) >= chi2.ppf(probability, 1)).sum(0)  # (H, W)
+    check_finite(found, "exceedances of latents")
+    if min(found.shape) <= half:
+        raise UserError(f"latents {found.shape}: too small for a window of {2 * half + 1}")
     padded = np.pad(found, half, mode="reflect")
     side = 2 * half + 1
     windows = np.lib.stride_tricks.sliding_window_view(padded, (side, side))
     cells = side * side
     # The tail is strict, so that all of a window would have probability 0.
-    mean = np.minimum(windows.sum((2, 3)) / latent.shape[0], cells - 1e-9)
+    mean = np.minimum(windows.sum((2, 3)) / channels, cells - 1e-9)
     if high_precision:
         return continuous_log_tail(mean, cells, probability)
     return binom.logsf(mean, cells, 1 - probability) / np.log(10)

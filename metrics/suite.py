@@ -7,10 +7,17 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from metrics.aupro import RegionPixels, aupro_of_ranking, region_pixels
-from metrics.iou import iou_of_counts, miou_of_counts, overlap_at_threshold, pixel_counts
+from metrics.iou import (
+    best_miou,
+    iou_of_counts,
+    miou_of_counts,
+    overlap_at_threshold,
+    pixel_counts,
+    threshold_grid,
+)
 from metrics.pixels import Maps, Masks, check_maps, sorted_background
 from metrics.roc import checked, f1_of_counts, rank, rank_labelled
-from metrics.threshold import Threshold, is_defective
+from metrics.threshold import Threshold, is_defective, youden, zero_miss
 from utils.errors import UserError
 
 Results = dict[str, float | str]  # by metric: its value, or the reason why it is undefined
@@ -18,6 +25,10 @@ Results = dict[str, float | str]  # by metric: its value, or the reason why it i
 _RANKED = ("auroc", "ap", "f1_max")
 _VERDICTS = ("image_tp", "image_fp", "image_tn", "image_fn", "image_f1")
 _RATES = ("false_alarm_rate", "miss_rate")
+_ORACLES = (
+    "youden_threshold", "youden_overkill", "youden_miss", "zero_miss_threshold",
+    "zero_miss_overkill",
+)  # fmt: skip
 _PIXEL_CUT = ("pixel_f1", "iou", "miou", "pro")
 _NO_DEFECTIVE = "test set has no defective images"
 _NO_NORMAL = "test set has no normal images"
@@ -42,20 +53,32 @@ def evaluate(
     aupro_limits: Sequence[float] = (0.3, 0.05),
     names: Sequence[str] | None = None,
     allow_missing_masks: bool = False,
+    nfa_maps: Maps | None = None,
 ) -> Metrics:
     """Compute every metric of N images; the keys are the same whatever is undefined.
 
     image_scores, image_labels: (N,), label 1 = defective. maps, masks: N of (H, W), defective where
     mask > 0; a mask is None for a normal image, or where it is missing. names: N, for messages.
     A defective image without a mask leaves the pixel metrics undefined, or is left out of them
-    with `allow_missing_masks`. UserError: lengths, shapes, labels other than 0 and 1, NaN.
+    with `allow_missing_masks`. nfa_maps: N of -log10 NFA (H, W), on which the keys with nfa rest,
+    and what thresholds of policy nfa decide. UserError: lengths, shapes, labels other than 0 and 1,
+    NaN.
     """
     names = [f"image {i}" for i in range(np.size(image_scores))] if names is None else names
     _check_scores(np.ravel(image_scores), names)
     scores, defective = checked(image_scores, image_labels)
-    results = _image_ranking(scores, defective) | _verdicts(scores, defective, image_threshold)
+    results = _image_ranking(scores, defective) | _oracles(scores, defective)
+    decisive = scores
+    if nfa_maps is not None:
+        decisive = np.array([float(nfa_map.max()) for nfa_map in nfa_maps])
+        results["nfa_false_alarm_rate"] = (
+            _NO_NORMAL if defective.all() else float((decisive[~defective] > 0).mean())
+        )
+    results |= _verdicts(
+        decisive if _policy(image_threshold) == "nfa" else scores, defective, image_threshold
+    )
     if maps is None:
-        return _split(results | _undefined_pixels("no anomaly maps", aupro_limits), [])
+        return _split(results | _undefined_pixels("no anomaly maps", aupro_limits, False), [])
     if len(maps) != scores.size:
         raise UserError(f"{scores.size} image scores but {len(maps)} anomaly maps: give one each")
     masks = [None] * scores.size if masks is None else masks
@@ -64,12 +87,15 @@ def evaluate(
     missing = [i for i in np.flatnonzero(defective).tolist() if masks[i] is None]
     if missing and not allow_missing_masks:
         reason = f"no ground-truth mask for {_listed(missing, names)}"
-        return _split(results | _undefined_pixels(reason, aupro_limits), warnings)
+        return _split(
+            results | _undefined_pixels(reason, aupro_limits, nfa_maps is not None), warnings
+        )
     if missing:
         warnings.append(f"pixel metrics leave out {_listed(missing, names)}: no ground-truth mask")
         kept = [i for i in range(scores.size) if i not in set(missing)]
         maps, masks = [maps[i] for i in kept], [masks[i] for i in kept]
-    results |= _pixels(maps, masks, pixel_threshold, aupro_limits, bool(defective.any()))
+        nfa_maps = [nfa_maps[i] for i in kept] if nfa_maps is not None else None
+    results |= _pixels(maps, masks, pixel_threshold, aupro_limits, bool(defective.any()), nfa_maps)
     return _split(results, warnings)
 
 
@@ -118,12 +144,16 @@ def _pixels(
     threshold: Threshold | float | None,
     limits: Sequence[float],
     any_defective: bool,
+    nfa_maps: Maps | None,
 ) -> Results:
     inside = region_pixels(maps, masks)
     results = _pixel_ranking(maps, masks, inside, limits)
+    results |= _best_overlap(maps, masks, nfa_maps)
     if threshold is None:
         results |= dict.fromkeys(_PIXEL_CUT, "no pixel threshold")
     else:
+        if nfa_maps is not None and _policy(threshold) == "nfa":
+            maps, inside = nfa_maps, region_pixels(nfa_maps, masks)
         counts = pixel_counts(maps, masks, threshold)
         results |= {
             "pixel_f1": float(f1_of_counts(*(c.sum() for c in counts))),
@@ -133,7 +163,39 @@ def _pixels(
         }
     if not inside.regions:  # only mIoU can do without
         reason = "masks mark no defective pixels" if any_defective else _NO_DEFECTIVE
-        results |= {key: reason for key in results if key != "miou"}
+        results |= {key: reason for key in results if "miou" not in key}
+    return results
+
+
+def _policy(threshold: Threshold | float | None) -> str:
+    return threshold.policy if isinstance(threshold, Threshold) else ""
+
+
+def _oracles(scores: NDArray, defective: NDArray[np.bool_]) -> Results:
+    """Return over-kill and miss rates at the thresholds that the Korean fork of CS-Flow prints."""
+    if not defective.any() or defective.all():
+        return dict.fromkeys(_ORACLES, _NO_NORMAL if defective.any() else _NO_DEFECTIVE)
+    results: Results = {}
+    for name, choose in (("youden", youden), ("zero_miss", zero_miss)):
+        cut = choose(scores, defective)
+        found = is_defective(scores, cut)
+        results[f"{name}_threshold"] = cut.value
+        results[f"{name}_overkill"] = float(found[~defective].mean())
+        results[f"{name}_miss"] = float((~found[defective]).mean())
+    return {key: results[key] for key in _ORACLES}
+
+
+def _best_overlap(maps: Maps, masks: Masks, nfa_maps: Maps | None) -> Results:
+    """Return mIoU at the best threshold, and of NFA maps at 0 and at the best threshold."""
+    if not len(maps):
+        reason = "no image has a ground-truth mask"
+        nfa_keys = ("miou_nfa", "miou_nfa_oracle") if nfa_maps is not None else ()
+        return dict.fromkeys(("miou_oracle", *nfa_keys), reason)
+    results: Results = {"miou_oracle": best_miou(maps, masks, threshold_grid(maps))}
+    if nfa_maps is not None:
+        results["miou_nfa"] = miou_of_counts(pixel_counts(nfa_maps, masks, 0.0))
+        # the grid of U-Flow's code of 2024
+        results["miou_nfa_oracle"] = best_miou(nfa_maps, masks, np.arange(-400.0, 1001.0))
     return results
 
 
@@ -151,9 +213,10 @@ def _pixel_ranking(
     }
 
 
-def _undefined_pixels(reason: str, limits: Sequence[float]) -> Results:
+def _undefined_pixels(reason: str, limits: Sequence[float], with_nfa: bool) -> Results:
     ranked = [f"pixel_{name}" for name in _RANKED] + [f"aupro_{limit:g}" for limit in limits]
-    return dict.fromkeys((*ranked, *_PIXEL_CUT), reason)
+    nfa_keys = ("miou_nfa", "miou_nfa_oracle") if with_nfa else ()
+    return dict.fromkeys((*ranked, *_PIXEL_CUT, "miou_oracle", *nfa_keys), reason)
 
 
 def _doubtful_masks(masks: Masks, defective: NDArray[np.bool_], names: Sequence[str]) -> list[str]:

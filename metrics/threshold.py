@@ -10,12 +10,18 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from metrics.roc import check_finite, checked, f1_max
+from metrics.roc import check_finite, checked, f1_max, roc_curve
 from utils.errors import UserError
+
+_ORACLES = {
+    "f1": "best F1", "youden": "largest difference of hit rate and false-alarm rate",
+    "zero_miss": "no defect missed",
+}  # fmt: skip
+_FAIR_RATE = 256.0**-2  # of pixels (U-Flow's comparison of methods)
 
 
 class Policy(NamedTuple):
-    """Name a way to choose a threshold: percentile (value = q), fixed (value = v), f1 (None)."""
+    """Name a way to choose a threshold: percentile (value = q), fixed (v), others (None)."""
 
     name: str
     value: float | None
@@ -26,7 +32,8 @@ class Threshold:
     """Hold a cut and its origin; score > value is a defect.
 
     target_rate: wanted share of false alarms; guaranteed_rate: upper bound of it for the next
-    normal image, None where nothing is guaranteed; normals: number of normal images behind it.
+    normal image, None where nothing is guaranteed; measured_rate: share of these normals above it,
+    where that is not the rule itself; normals: number of normal images behind it.
     """
 
     value: float
@@ -34,12 +41,13 @@ class Threshold:
     target_rate: float | None = None
     guaranteed_rate: float | None = None
     normals: int = 0
+    measured_rate: float | None = None
 
     def __post_init__(self) -> None:
         _check_number("value", self.value, -math.inf, math.inf)
         object.__setattr__(self, "value", float(self.value))  # YAML reads 1.0 back as 1
         parse_policy(self.policy)
-        for name in ("target_rate", "guaranteed_rate"):
+        for name in ("target_rate", "guaranteed_rate", "measured_rate"):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name), 0, 1)
         if isinstance(self.normals, bool) or not isinstance(self.normals, int) or self.normals < 0:
@@ -69,8 +77,14 @@ class Threshold:
         name, number = parse_policy(self.policy)
         if name == "fixed":
             origin = "fixed; nothing is known about its false-alarm rate"
-        elif name == "f1":
-            origin = "best F1 on labelled images; an oracle if these are the test set"
+        elif name == "nfa":
+            alarms = round((self.measured_rate or 0) * self.normals)
+            origin = "NFA below 1, so less than one false detection per image is expected; "
+            origin += f"{alarms} of {self.normals} held-out normals have one"
+        elif name == "fair":
+            origin = f"one of 256² pixels of {self.normals} normals lies above"
+        elif name in _ORACLES:
+            origin = f"{_ORACLES[name]} on labelled images; an oracle if these are the test set"
         elif self.guaranteed_rate is None:
             origin = f"percentile {number:.15g} of the pixels of {self.normals} normals"
         else:
@@ -83,10 +97,13 @@ class Threshold:
 
 
 def parse_policy(text: str, default_percentile: float = 99) -> Policy:
-    """Read "percentile[:q]" with 0 < q <= 100, "fixed:v" or "f1"; anything else is a UserError."""
+    """Read "percentile[:q]" with 0 < q <= 100, "fixed:v" or a name alone, else a UserError.
+
+    Names are "nfa", "fair" and, from labelled images, "f1", "youden" and "zero_miss".
+    """
     name, _, number = str(text).partition(":")
-    if name == "f1" and text == "f1":
-        return Policy("f1", None)
+    if text in ("nfa", "fair", *_ORACLES):
+        return Policy(name, None)
     if name == "percentile" and text == "percentile":
         number = str(default_percentile)
     try:
@@ -98,8 +115,8 @@ def parse_policy(text: str, default_percentile: float = 99) -> Policy:
     if name == "fixed" and math.isfinite(value):
         return Policy(name, value)
     raise UserError(
-        f"threshold policy {text!r}: must be percentile:q (0 < q <= 100), fixed:v or f1, "
-        "for example percentile:99"
+        f"threshold policy {text!r}: must be percentile:q (0 < q <= 100), fixed:v, nfa, fair or "
+        "f1, for example percentile:99"
     )
 
 
@@ -142,6 +159,30 @@ def pixel_percentile(maps: Sequence[NDArray] | NDArray, q: float = 99.9) -> Thre
     return Threshold(float(value), policy, target_rate=rate, normals=len(maps))
 
 
+def fair(maps: Sequence[NDArray] | NDArray) -> Threshold:
+    """Choose U-Flow's fair threshold: 1 of 256² pixels of normal training images lies above it.
+
+    Between two scores it is interpolated, as their false-positive rates are.
+    """
+    if len(maps) == 0:
+        raise UserError("no anomaly maps of normal images: give at least one")
+    for index, anomaly_map in enumerate(maps):
+        check_finite(anomaly_map, f"anomaly map of normal image {index}")
+    pooled = np.concatenate([np.asarray(m, np.float64).reshape(-1) for m in maps])
+    from_top = max(_FAIR_RATE * pooled.size - 1, 0.0)  # the k-th highest score has a rate of k/n
+    rank = 1 - from_top / max(pooled.size - 1, 1)
+    value = float(np.quantile(pooled, rank, overwrite_input=True))
+    return Threshold(value, "fair", target_rate=_FAIR_RATE, normals=len(maps))
+
+
+def nfa(peaks: ArrayLike) -> Threshold:
+    """Take NFA = 1, that is 0 on -log10 NFA, of whose maps (n,) are the maxima on normal images."""
+    values = check_finite(np.asarray(peaks, np.float64).reshape(-1), "NFA of normal images")
+    if values.size == 0:
+        raise UserError("no NFA of normal images: hold out at least one normal image")
+    return Threshold(0.0, "nfa", measured_rate=float((values > 0).mean()), normals=values.size)
+
+
 def fixed(value: float) -> Threshold:
     """Take a number given by the user."""
     return Threshold(float(value), f"fixed:{float(value)!r}")
@@ -162,11 +203,37 @@ def f1(scores: ArrayLike, labels: ArrayLike) -> Threshold:
         value = float(values.min())
     else:
         _, cut = f1_max(values, defective)
-        lower = float(values[values < cut].max(initial=-np.inf))
-        value = lower + (cut - lower) / 2
-        if not value < cut:  # nothing lower (value is nan), or no number between the two
-            value = math.nextafter(cut, -math.inf)
+        value = _just_below(values, cut)
     return Threshold(value, "f1", normals=int(np.count_nonzero(~defective)))
+
+
+def youden(scores: ArrayLike, labels: ArrayLike) -> Threshold:
+    """Choose the threshold of the largest hit rate minus false-alarm rate, from labelled scores."""
+    values, defective = _both_kinds(scores, labels)
+    false_rate, true_rate, cuts = roc_curve(values, defective)
+    cut = float(cuts[1:][np.argmax((true_rate - false_rate)[1:])])
+    return Threshold(_just_below(values, cut), "youden", normals=int((~defective).sum()))
+
+
+def zero_miss(scores: ArrayLike, labels: ArrayLike) -> Threshold:
+    """Choose the largest threshold that misses no defect, from labelled scores."""
+    values, defective = _both_kinds(scores, labels)
+    cut = float(values[defective].min())
+    return Threshold(_just_below(values, cut), "zero_miss", normals=int((~defective).sum()))
+
+
+def _both_kinds(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArray[np.bool_]]:
+    values, defective = checked(np.asarray(scores, dtype=np.float64), labels)
+    if not defective.any() or defective.all():
+        raise UserError("scores of one kind only: give those of normal and of defective images")
+    return values, defective
+
+
+def _just_below(values: NDArray, cut: float) -> float:
+    """Return a threshold that `cut` and nothing lower exceeds, half way to the next score."""
+    lower = float(values[values < cut].max(initial=-np.inf))
+    value = lower + (cut - lower) / 2
+    return value if value < cut else math.nextafter(cut, -math.inf)  # nan, or no number between
 
 
 @overload

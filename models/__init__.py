@@ -4,35 +4,48 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from paddle import nn
 
 from .backbones import build_backbone
+from .backbones.multiscale import MultiScale
 from .detector import Detector
 from .flows.base import Flow
+from .flows.cflow import CFlow
+from .flows.csflow import CSFlow
 from .flows.fastflow import FastFlow
 from .flows.uflow import UFlow
+from .scoring.base import Evidence, Scorer
+from .scoring.cflow import CFlowScorer
+from .scoring.csflow import CSFlowScorer
 from .scoring.fastflow import FastFlowScorer
-from .scoring.uflow import UFlowScorer
 
 Sizes = list[tuple[int, int]]
 
 
-def build_detector(model: Mapping[str, Any], seed: int = 0) -> Detector:
+def build_detector(
+    model: Mapping[str, Any], seed: int = 0, nfa: Mapping[str, Any] | None = None
+) -> Detector:
     """Build a detector with seeded flow weights; backbone weights are loaded separately.
 
-    `model` is section `model` of a configuration, as a plain dict.
+    `model` and `nfa` are sections of a configuration, as plain dicts. Raise ValueError for values
+    that do not fit each other, `UserError` for what the backbone cannot do.
     """
     height, width = model["input_size"]
-    backbone = build_backbone(model["backbone"], model["strides"])
+    backbone = build_backbone(model["backbone"], model["strides"], **backbone_options(model))
+    if model["flow"] == "csflow":
+        backbone = MultiScale(backbone)
+    backbone.check_input_size(height, width)
     sizes = [(-(-height // s), -(-width // s)) for s in backbone.strides]
     rng = np.random.default_rng(seed)
     flow, scorer = FLOWS[model["flow"]](model, backbone.channels, sizes, rng)
-    return Detector(backbone, flow, scorer, (height, width))
+    evidence = None
+    if nfa is not None and nfa["method"] != "none":
+        evidence = Evidence(nfa["method"], nfa["probability"])
+    return Detector(backbone, flow, scorer, (height, width), evidence)
 
 
 def _fastflow(
     model: Mapping[str, Any], channels: list[int], sizes: Sizes, rng: np.random.Generator
-) -> tuple[Flow, nn.Layer]:
+) -> tuple[Flow, Scorer]:
     names = (
         "steps", "hidden_ratio", "conv3x3_only", "coupling", "clamp", "alpha", "norm",
         "norm_momentum", "global_scale", "loss_norm", "init",
@@ -41,12 +54,39 @@ def _fastflow(
     return flow, FastFlowScorer(sizes, tuple(model["input_size"]), **_chosen(model, SCORING))
 
 
+def _cflow(
+    model: Mapping[str, Any], channels: list[int], sizes: Sizes, rng: np.random.Generator
+) -> tuple[Flow, Scorer]:
+    names = ("steps", "code_channels", "permute", "clamp", "alpha")
+    flow = CFlow(channels, sizes, rng=rng, **_chosen(model, names))
+    scorer = CFlowScorer(
+        sizes, tuple(model["input_size"]), quantile=model["peak_quantile"],
+        blur_sigma=model["blur_sigma"],
+    )  # fmt: skip
+    return flow, scorer
+
+
+def _csflow(
+    model: Mapping[str, Any], channels: list[int], sizes: Sizes, rng: np.random.Generator
+) -> tuple[Flow, Scorer]:
+    names = ("blocks", "hidden", "alpha", "permutation", "last_kernel", "use_gamma")
+    flow = CSFlow(channels, sizes, rng=rng, **_chosen(model, names))
+    size = tuple(model["input_size"])
+    return flow, CSFlowScorer(sizes, size, **_chosen(model, ("score", "map_from")))
+
+
 def _uflow(
     model: Mapping[str, Any], channels: list[int], sizes: Sizes, rng: np.random.Generator
-) -> tuple[Flow, nn.Layer]:
+) -> tuple[Flow, Scorer]:
     names = ("steps", "hidden_ratio", "clamp", "alpha", "norm", "loss", "init")
     flow = UFlow(channels, sizes, rng=rng, **_chosen(model, names))
-    return flow, UFlowScorer(sizes, tuple(model["input_size"]), **_chosen(model, SCORING))
+    return flow, FastFlowScorer(sizes, tuple(model["input_size"]), **_chosen(model, SCORING))
+
+
+def backbone_options(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what section `model` asks of the backbone beyond its name and strides."""
+    names = ("padding", "before_norm", "last_block")
+    return {name: model[name] for name in names if model[name] not in (None, False)}
 
 
 def _chosen(model: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -54,7 +94,10 @@ def _chosen(model: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 SCORING = ("score", "score_from", "align_corners", "blur_sigma")
-Builder = Callable[
-    [Mapping[str, Any], list[int], Sizes, np.random.Generator], tuple[Flow, nn.Layer]
-]
-FLOWS: dict[str, Builder] = {"fastflow": _fastflow, "uflow": _uflow}
+Builder = Callable[[Mapping[str, Any], list[int], Sizes, np.random.Generator], tuple[Flow, Scorer]]
+FLOWS: dict[str, Builder] = {
+    "fastflow": _fastflow,
+    "cflow": _cflow,
+    "csflow": _csflow,
+    "uflow": _uflow,
+}

@@ -1,9 +1,13 @@
 """The detector: normalise, frozen backbone, flow, scorer; the one inference path of the suite."""
 
+from collections.abc import Iterable
+
 import paddle
 from paddle import Tensor, nn
 
+from .backbones.base import Backbone
 from .flows.base import FeaturePyramid, Flow, dimensions, negative_log_likelihood
+from .scoring.base import Evidence, Scorer
 
 
 class Detector(nn.Layer):
@@ -13,29 +17,47 @@ class Detector(nn.Layer):
     """
 
     def __init__(
-        self, backbone: nn.Layer, flow: Flow, scorer: nn.Layer, input_size: tuple[int, int]
+        self,
+        backbone: Backbone,
+        flow: Flow,
+        scorer: Scorer,
+        input_size: tuple[int, int],
+        evidence: Evidence | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.flow = flow
         self.scorer = scorer
+        self.evidence = evidence
         self.input_size = input_size
         for name in ("mean", "std"):
             value = paddle.to_tensor(getattr(backbone, name), dtype="float32")
             self.register_buffer(name, value.reshape([1, 3, 1, 1]), persistable=False)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the anomaly map (B, 1, H, W) and the score (B,); higher is worse."""
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Return the anomaly map (B, 1, H, W) and the score (B,); higher is worse.
+
+        Then follows, if it is wanted, the evidence of every level, (B, H_i, W_i).
+        """
         return self.score(self.features(image))
 
     def features(self, image: Tensor) -> FeaturePyramid:
         """Return the frozen backbone's maps (B, C_i, H_i, W_i), finest first."""
         return self.backbone((image - self.mean) / self.std)
 
-    def score(self, features: FeaturePyramid) -> tuple[Tensor, Tensor]:
-        """Return map and score from backbone features."""
+    def score(self, features: FeaturePyramid) -> tuple[Tensor, ...]:
+        """Return what `forward` does, from backbone features."""
         latents, log_dets = self.flow(features)
-        return self.scorer(latents, log_dets)
+        anomaly_map, score = self.scorer(latents, log_dets)
+        if self.evidence is None:
+            return anomaly_map, score
+        return anomaly_map, score, *self.evidence(latents)
+
+    @paddle.no_grad()
+    def fit_scorer(self, pyramids: Iterable[FeaturePyramid]) -> None:
+        """Set the scorer's constants, if it has any, from the features of training normals."""
+        if self.scorer.learns:
+            self.scorer.fit(self.flow(features) for features in pyramids)
 
     def objective(self, features: FeaturePyramid) -> tuple[Tensor, Tensor]:
         """Return the training loss and the likelihood in nats per dimension, both scalars."""

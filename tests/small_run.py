@@ -96,7 +96,7 @@ def untrained_run(folder: Path, config: Config, category: str = "bottle") -> Det
     meta: dict[str, Any] = {
         "category": category, "preset": PRESET, "backbone": backbone,
         "data": {"train": 0, "holdout": 0, "digest": ""}, "versions": {},
-        "progress": {"epoch": 1, "step": 1, "best": [0.0], "best_epoch": 1, "loss": 0.0},
+        "progress": {"epoch": 1, "step": 1, "best": {}, "best_epoch": 1, "loss": 0.0},
         "calibration": Calibration(fixed(0.5), fixed(0.5), (0.0, 1.0)).to_dict(),
     }  # fmt: skip
     for name in ("best", "last"):

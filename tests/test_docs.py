@@ -105,7 +105,10 @@ def test_files_in_commands_exist(repo: Path) -> None:
 
 
 def test_flags_in_running_text_exist(repo: Path) -> None:
-    scripts = ["train.py", "eval.py", "predict.py", "deploy/export_model.py", "deploy/infer.py"]
+    scripts = [
+        "train.py", "eval.py", "predict.py", "extract_features.py", "download_models.py",
+        "deploy/export_model.py", "deploy/infer.py",
+    ]  # fmt: skip
     flags = {"--install", "--help"}
     for script in scripts:
         flags |= set(re.findall(r'"(--[\w-]+)"', _text(repo, script)))

@@ -10,16 +10,18 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 PACKAGES = ("metrics", "utils", "models", "datasets", "engine", "deploy", "convert")
-SCRIPTS = ("train", "eval", "predict", "deploy.export_model", "deploy.infer", "deploy.serve")
+ENTRIES = ("train", "eval", "predict", "extract_features", "download_models")
+SCRIPTS = (*ENTRIES, "deploy.export_model", "deploy.infer", "deploy.serve")
 # The layer below everything: it needs no Paddle.
+WIRING = ("engine.session", "engine.inputs")
 L0 = ("metrics", *(f"utils.{name}" for name in (
     "config", "image", "files", "errors", "visualize", "predictions", "safe_pickle", "cli",
-    "report", "schema",
+    "report", "schema", "constraints", "animate", "download",
 )))  # fmt: skip
 
 
 def _sources() -> dict[str, Path]:
-    files = [REPO / f"{name}.py" for name in ("train", "eval", "predict")]
+    files = [REPO / f"{name}.py" for name in ENTRIES]
     files += [file for package in PACKAGES for file in (REPO / package).rglob("*.py")]
     return {_name(file): file for file in files}
 
@@ -113,16 +115,18 @@ def test_detectors_know_models_only(name):
     _check(name, ("models", "utils.errors"))
 
 
-@pytest.mark.parametrize("name", _members("engine", "convert", but=("engine.session",)))
+@pytest.mark.parametrize("name", _members("engine", "convert", but=WIRING))
 def test_the_engine_gets_its_detectors_handed_in(name):
     _check(name, (*L0, "engine", "convert"))
-    assert "engine.session" not in IMPORTS[name]
+    assert not IMPORTS[name] & set(WIRING)
 
 
-def test_the_wiring_module_is_for_scripts():
+def test_the_wiring_modules_are_for_scripts():
+    """Runs know models and data, inputs only data; nothing else of the engine knows either."""
     _check("engine.session", (*L0, "engine", "models", "datasets"))
-    users = {name for name, imported in IMPORTS.items() if "engine.session" in imported}
-    assert users <= set(SCRIPTS)
+    _check("engine.inputs", (*L0, "engine.batches", "datasets"))
+    users = {name for name, imported in IMPORTS.items() if imported & set(WIRING)}
+    assert users <= {*SCRIPTS, "engine.session"}
 
 
 @pytest.mark.parametrize("name", _members("deploy", but=("deploy.export_model",)))

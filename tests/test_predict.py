@@ -53,7 +53,7 @@ def test_fields_of_a_result(exp, tmp_path):
         "path", "score", "threshold", "verdict", "pixel_threshold", "map_mean", "map_max",
         "regions", "picture", "map",
     }  # fmt: skip
-    _, _, stored = session.open_detector(str(exp), "bottle", last=False)
+    _, _, stored = session.open_detector(str(exp), "bottle", "best")
     assert stored is not None
     assert found["threshold"] == stored.image.value
     assert found["pixel_threshold"] == stored.pixel.value
@@ -249,3 +249,38 @@ def test_a_folder_of_good_images_gets_a_name(data, tmp_path, photos):
     train_tiny(data / "bottle/train/good", exp, "-cat", "my product", "--epochs", "1")
     assert predicted(exp, photos / "a b.png", tmp_path / "o")
     assert (exp / "my product/last").is_dir()
+
+
+def test_a_moving_picture(exp, data, tmp_path, capsys):
+    """Pictures of all images, of normal and defective ones, in the order of the console."""
+    out = tmp_path / "o"
+    found = predicted(exp, data / "bottle/test", out, "--gif")
+    sizes = [Image.open(out / each["picture"]).size for each in found]
+    assert len(set(sizes)) == 2  # with ground truth and without
+    with Image.open(out / "bottle.gif") as gif:
+        assert gif.n_frames == len(found) == 9
+        assert gif.size == tuple(np.max(sizes, axis=0))
+        for number, each in enumerate(found):
+            gif.seek(number)
+            assert gif.info["duration"] == 1000
+            frame = np.array(gif.convert("RGB")).astype(int)
+            picture = np.array(Image.open(out / each["picture"]).convert("RGB"))
+            assert np.abs(frame[:, : picture.shape[1]] - picture).mean() < 6
+    assert f"9 of 9 pictures in {out / 'bottle.gif'}" in capsys.readouterr().out
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_no_moving_picture_unless_asked(exp, photos, tmp_path):
+    predicted(exp, photos / "a b.png", tmp_path / "o", "--gif", "false")
+    assert not list((tmp_path / "o").glob("*.gif"))
+
+
+def test_a_moving_picture_of_many_images(exp, photos, tmp_path, capsys):
+    for number in range(43):
+        shutil.copy(photos / "a b.png", photos / f"{number:02}.png")
+    (photos / "00.png").write_bytes(b"broken")
+    found = predicted(exp, photos, tmp_path / "o", "--gif", "--batch_size", "16")
+    assert len(found) == 47
+    with Image.open(tmp_path / "o/bottle.gif") as gif:
+        assert gif.n_frames == 40
+    assert "40 of 47 pictures in" in capsys.readouterr().out

@@ -54,6 +54,29 @@ def add_flag(parser: argparse.ArgumentParser, name: str, help_text: str) -> None
     parser.add_argument(name, nargs="?", const=True, default=False, type=flag, help=help_text)
 
 
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Add the choice of a run's checkpoint; `args.checkpoint` is its name."""
+    parser.add_argument(
+        "--checkpoint", default="best", help="best, last, or best_<metric> of train.best_by"
+    )
+    parser.add_argument(
+        "--is_last", nargs="?", const="true", dest="checkpoint", type=_last,
+        default=argparse.SUPPRESS, help="the same as --checkpoint last",
+    )  # fmt: skip
+
+
+def add_high_precision(parser: argparse.ArgumentParser) -> None:
+    """Add U-Flow's flag for the block form of its a-contrario test; None if it is not given."""
+    parser.add_argument(
+        "-hp", "--high-precision", nargs="?", const=True, type=flag,
+        help="nfa.method block: do not round counts down",
+    )  # fmt: skip
+
+
+def _last(text: str) -> str:
+    return "last" if flag(text) else "best"
+
+
 def positive(text: str) -> int:
     """Read a whole number of at least 1."""
     try:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import difflib
-import itertools
 import json
 import math
 import types
@@ -14,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from metrics.threshold import parse_policy
+from utils import constraints
 from utils.errors import UserError
 from utils.schema import (
     MODEL_SECTIONS,
@@ -24,6 +23,7 @@ from utils.schema import (
     ExportSection,
     FastFlowModel,
     ModelSection,
+    NfaSection,
     TrainSection,
 )
 
@@ -36,6 +36,7 @@ class Config:
     data: DataSection = field(default_factory=DataSection)
     train: TrainSection = field(default_factory=TrainSection)
     eval: EvalSection = field(default_factory=EvalSection)
+    nfa: NfaSection = field(default_factory=NfaSection)
     export: ExportSection = field(default_factory=ExportSection)
     per_category: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -126,7 +127,7 @@ def from_dict(plain: Mapping[str, Any], where: str) -> Config:
         for name, kind in kinds.items()
     }
     config = Config(**sections, per_category=_per_category(plain, sections, where))
-    _check(config, where)
+    constraints.check(config, where)
     return config
 
 
@@ -232,71 +233,3 @@ def _convert_scalar(value: Any, kind: type, key: str) -> Any:
         return kind(number)
     except (ValueError, OverflowError):
         raise UserError(f"{key} is {value!r}; it must be {article}") from None
-
-
-def _check(config: Config, where: str) -> None:
-    model, data, train = config.model, config.data, config.train
-    _at_least(where, "train.epochs", train.epochs, 1)
-    _at_least(where, "train.batch_size", train.batch_size, 1)
-    _at_least(where, "train.log_every", train.log_every, 1)
-    _at_least(where, "train.test_epochs", train.test_epochs, 1)
-    _at_least(where, "train.patience", train.patience, 0)
-    _at_least(where, "train.warmup_epochs", train.warmup_epochs, 0)
-    _at_least(where, "train.seed", train.seed, 0)
-    _at_least(where, "eval.batch_size", config.eval.batch_size, 1)
-    _at_least(where, "data.workers", data.workers, 0)
-    _at_least(where, "model.steps", model.steps, 1)
-    _at_least(where, "model.blur_sigma", model.blur_sigma, 0)
-    for name in ("hidden_ratio", "alpha"):
-        _positive(where, f"model.{name}", getattr(model, name))
-    _positive(where, "train.lr", train.lr)
-    _at_least(where, "train.weight_decay", train.weight_decay, 0)
-    if train.clip_norm is not None:
-        _positive(where, "train.clip_norm", train.clip_norm)
-    if not 0 < data.holdout < 1:
-        raise UserError(f"{where}: data.holdout is {data.holdout}; it must lie between 0 and 1")
-    strides = list(model.strides)
-    if not strides or strides != sorted(set(strides)) or strides[0] < 1:
-        raise UserError(f"{where}: model.strides is {strides}; give increasing numbers from 1")
-    if train.select_on == "test" and 0 < train.patience < train.test_epochs:
-        raise UserError(
-            f"{where}: train.patience {train.patience} ends a run before the first evaluation at "
-            f"train.test_epochs {train.test_epochs}; raise the former or lower the latter"
-        )
-    for name in ("image_threshold", "pixel_threshold"):
-        _check_policy(f"{where}: eval.{name}", getattr(config.eval, name))
-    coarsest = max(model.strides)
-    if model.flow == "uflow" and any(2 * a != b for a, b in itertools.pairwise(model.strides)):
-        raise UserError(
-            f"{where}: model.strides is {list(model.strides)}; U-Flow hands channels from level "
-            "to level of twice the size, so each stride must be twice the one before"
-        )
-    for size in model.input_size:
-        if size < coarsest or size % coarsest:
-            nearest = max(coarsest, round(size / coarsest) * coarsest)
-            raise UserError(
-                f"{where}: model.input_size {list(model.input_size)} is not a multiple of the "
-                f"coarsest stride {coarsest}; use {nearest} instead of {size}"
-            )
-
-
-def _check_policy(key: str, policy: str) -> None:
-    try:
-        name = parse_policy(policy).name
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from None
-    if name == "f1":
-        raise UserError(
-            f"{key} is 'f1'; a stored threshold comes from normal images or from you, f1 is only "
-            "shown in reports: use percentile:q or fixed:v"
-        )
-
-
-def _at_least(where: str, key: str, value: float, bound: float) -> None:
-    if not value >= bound:
-        raise UserError(f"{where}: {key} is {value}; it must be at least {bound}")
-
-
-def _positive(where: str, key: str, value: float) -> None:
-    if not value > 0:
-        raise UserError(f"{where}: {key} is {value}; it must be greater than 0")

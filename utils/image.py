@@ -61,18 +61,21 @@ def image_mode(path: Path) -> str:
         return image.mode
 
 
+_PIL_FILTERS = {"pil": Image.Resampling.BILINEAR, "lanczos": Image.Resampling.LANCZOS}
+
+
 def resize(image: np.ndarray, size: Size, method: str = "pil") -> np.ndarray:
     """Resize (H, W, 3) uint8 to `size` = (H, W), ignoring the aspect ratio.
 
-    "pil" is bilinear with antialiasing, "cv2" bilinear without (what FastFlow-Paddle sees).
+    "pil" is bilinear with antialiasing, "lanczos" with it too (what CFLOW-AD sees), "cv2" bilinear
+    without (what FastFlow-Paddle sees).
     """
     height, width = size
-    if method == "pil":
-        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        return np.array(resized)
+    if method in _PIL_FILTERS:
+        return np.array(Image.fromarray(image).resize((width, height), _PIL_FILTERS[method]))
     if method == "cv2":
         return cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
-    raise UserError(f"resize method '{method}' is unknown: choose 'pil' or 'cv2'")
+    raise UserError(f"resize method '{method}' is unknown: choose 'pil', 'lanczos' or 'cv2'")
 
 
 def resize_mask(mask: np.ndarray, size: Size) -> np.ndarray:

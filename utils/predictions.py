@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from metrics.acontrario import AContrario
 from metrics.threshold import Threshold, fixed, is_defective
 from utils.errors import UserError
 from utils.files import atomic_replace, atomic_write_text
@@ -105,12 +106,14 @@ class PredictionWriter:
         pixel_threshold: Threshold,
         color_scale: tuple[float, float],
         *,
+        acontrario: AContrario | None = None,
         pictures: bool = True,
         maps: bool = False,
     ) -> None:
         self.output = output
         self.image_threshold, self.pixel_threshold = image_threshold, pixel_threshold
         self.color_scale = color_scale
+        self.acontrario = acontrario
         self.pictures, self.maps = pictures, maps
         self._lines: list[str] = []
         self._names: set[str] = set()
@@ -120,37 +123,50 @@ class PredictionWriter:
         photo: Photo,
         anomaly_map: np.ndarray,
         score: float,
+        evidence: Sequence[np.ndarray] = (),
         truth: np.ndarray | None = None,
         label: int | None = None,
     ) -> dict[str, Any]:
         """Record one image; `anomaly_map` (h, w) is brought to the geometry of the photo.
 
-        `truth` (H, W) and `label` (0 normal, 1 defective) where they are known.
+        `evidence` is what the NFA test needs, (h_i, w_i) per level; `truth` (H, W) and `label`
+        (0 normal, 1 defective) where they are known.
         """
         score = float(score)
         full = resize_map(anomaly_map, photo.pixels.shape[:2])
         cut = self.pixel_threshold.value
+        deciding, decisive = full, score  # what the thresholds are compared with
+        nfa: dict[str, float] = {}
+        if self.acontrario is not None and evidence:
+            nfa_map = self.acontrario.score(evidence)
+            nfa["log_nfa"] = -float(nfa_map.max())
+            if self.pixel_threshold.policy == "nfa":
+                deciding = resize_map(nfa_map, photo.pixels.shape[:2])
+            if self.image_threshold.policy == "nfa":
+                decisive = -nfa["log_nfa"]
+        found = is_defective(deciding, cut)
         result: dict[str, Any] = {
             "path": str(photo.path),
             "label": label,
             "score": score,
             "threshold": self.image_threshold.value,
-            "verdict": verdict(score, self.image_threshold),
+            "verdict": verdict(decisive, self.image_threshold),
             "pixel_threshold": cut,
             "map_mean": float(anomaly_map.mean(dtype=np.float64)),
             "map_max": float(anomaly_map.max()),
-            "regions": regions(full, cut),
+            "regions": regions(deciding, cut),
+            **nfa,
         }
         name = self._free_name(photo.path)
         if self.pictures:
-            title = (
-                f"{photo.path.name}\n{result['verdict']}  score {score:.3f}  "
-                f"threshold {result['threshold']:.3f}"
+            title = f"{photo.path.name}\n{result['verdict']}  {self._reason(score, nfa)}"
+            level = None if self.pixel_threshold.policy == "nfa" else cut
+            picture = panel(
+                photo.pixels, full, found, *self.color_scale, title, ground_truth=truth, level=level
             )
-            picture = panel(photo.pixels, full, cut, *self.color_scale, title, ground_truth=truth)
             save_picture(self.output / f"{name}.png", picture)
             result["picture"] = f"{name}.png"
-            whole = marked(photo.pixels, full, cut, *self.color_scale, truth)
+            whole = marked(photo.pixels, full, found, *self.color_scale, truth)
             save_picture(self.output / "overlays" / f"{name}.png", whole)
             result["overlay"] = f"overlays/{name}.png"
         if self.maps:
@@ -159,6 +175,11 @@ class PredictionWriter:
             result["map"] = f"{name}.npy"
         self._lines.append(json.dumps(result, ensure_ascii=False))
         return result
+
+    def _reason(self, score: float, nfa: dict[str, float]) -> str:
+        if self.image_threshold.policy == "nfa":
+            return f"log NFA {nfa['log_nfa']:.1f}  threshold 0  score {score:.3f}"
+        return f"score {score:.3f}  threshold {self.image_threshold.value:.3f}"
 
     def close(self) -> None:
         """Write results.jsonl."""

@@ -114,16 +114,16 @@ def contours(image: Picture, mask: NDArray[np.bool_], colour: Colour, width: int
 def marked(
     image: Picture,
     anomaly_map: NDArray,
-    pixel_threshold: float,
+    predicted: NDArray[np.bool_],
     low: float,
     high: float,
     ground_truth: NDArray[np.bool_] | None = None,
 ) -> Picture:
     """Lay the heat map over an image (H, W, 3), same geometry, with the outlines of its regions.
 
-    anomaly_map (h, w) of any size; ground_truth (H, W), outlined too if it is known.
+    anomaly_map (h, w) of any size; predicted (H, W), outlined; ground_truth (H, W), outlined too
+    if it is known.
     """
-    predicted = is_defective(resize_map(anomaly_map, image.shape[:2]), pixel_threshold)
     width = max(1, round(max(image.shape) / 256))
     picture = overlay(image, anomaly_map, low, high)
     if ground_truth is not None:
@@ -134,20 +134,21 @@ def marked(
 def panel(
     image: Picture,
     anomaly_map: NDArray,
-    pixel_threshold: float,
+    predicted: NDArray[np.bool_],
     low: float,
     high: float,
     title: str = "",
     ground_truth: NDArray[np.bool_] | None = None,
     tile: int = 256,
+    level: float | None = None,
 ) -> Picture:
     """Compose image | heat map with the predicted outline | ground truth if known, and a caption.
 
-    image (H, W, 3); anomaly_map (h, w) of any size; ground_truth (H, W); `title` may have several
-    lines. Each tile is `tile` pixels square, whatever the shape of the image.
+    image (H, W, 3); anomaly_map (h, w) of any size; predicted, ground_truth (H, W); `title` may
+    have several lines. Each tile is `tile` pixels square, whatever the shape of the image. `level`
+    is marked on the colour bar.
     """
     small = resize(image, _fitted(image.shape[:2], tile))
-    predicted = is_defective(resize_map(anomaly_map, image.shape[:2]), pixel_threshold)
     heat = _outlined(overlay(small, anomaly_map, low, high), predicted, PREDICTED)
     tiles = [_Tile("image", small), _Tile("anomaly map, predicted", heat, PREDICTED)]
     if ground_truth is not None:
@@ -160,7 +161,7 @@ def panel(
         _write(canvas, (PAD, PAD // 2 + row * LINE), line, canvas.width - 2 * PAD)
     for column, content in enumerate(tiles):
         _place(canvas, content, (PAD + column * (tile + PAD), top), tile)
-    _colour_bar(canvas, (canvas.width - BAR, top), tile, (low, high), pixel_threshold)
+    _colour_bar(canvas, (canvas.width - BAR, top), tile, (low, high), level)
     return np.asarray(canvas)
 
 
@@ -227,7 +228,7 @@ def _colour_bar(
     corner: tuple[int, int],
     height: int,
     scale: tuple[float, float],
-    threshold: float,
+    threshold: float | None,
 ) -> None:
     """Draw the scale with numbers at its ends and at the threshold, where that is on it."""
     left, top = corner
@@ -237,7 +238,7 @@ def _colour_bar(
     end = top + height - LINE
     _write(canvas, (left + 20, top), f"{high:.3g}", BAR - 22)
     _write(canvas, (left + 20, end), f"{low:.3g}", BAR - 22)
-    if not low <= threshold <= high:
+    if threshold is None or not low <= threshold <= high:
         return
     level = top + round((high - threshold) / (high - low) * (height - 1))
     ImageDraw.Draw(canvas).line((left - 2, level, left + 17, level), fill=PREDICTED, width=2)

@@ -1,5 +1,6 @@
 """Frozen ImageNet networks by name."""
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,9 +27,14 @@ def build_backbone(name: str, strides: Sequence[int] | None = None, **options: A
     """Build backbone `name` with a tap at each stride, and without the layers behind the last one.
 
     `strides` of None are the class's default. `options` go to the class. The weights are those of
-    a fresh network: call `load_weights` next. Raise `UserError` for an unknown name or stride.
+    a fresh network: call `load_weights` next. Raise `UserError` for an unknown name, stride or
+    option.
     """
     if name not in BACKBONES:
         raise UserError(f"unknown backbone {name!r}; choose one of {', '.join(BACKBONES)}")
     backbone = BACKBONES[name]
+    known = inspect.signature(backbone).parameters
+    for option in options:
+        if option not in known:
+            raise UserError(f"backbone {name} has no option {option!r}; leave model.{option} out")
     return backbone(backbone.default_strides if strides is None else strides, **options)

@@ -8,7 +8,13 @@ FeaturePyramid = list[Tensor]  # (B, C_i, H_i, W_i), finest first
 
 
 class Flow(nn.Layer):
-    """Map a feature pyramid to latents that are standard normal on defect-free images."""
+    """Map a feature pyramid to latents that are standard normal on defect-free images.
+
+    Attributes:
+        latent_channels: of every level's latents, finest first.
+    """
+
+    latent_channels: list[int]
 
     def forward(self, features: FeaturePyramid) -> tuple[FeaturePyramid, list[Tensor]]:
         """Return latents and log-determinants per position, (B, 1, H_i, W_i)."""

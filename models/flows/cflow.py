@@ -54,6 +54,7 @@ class CFlow(Flow):
         rng: np.random.Generator,
     ) -> None:
         super().__init__()
+        self.latent_channels = list(channels)
         self.conditional = code_channels > 0
         self._folded = False
         self.codes = nn.LayerList()

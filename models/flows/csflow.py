@@ -46,6 +46,7 @@ class CSFlow(Flow):
         use_gamma: bool = True,
     ) -> None:
         super().__init__()
+        self.latent_channels = list(channels)
         _check_scales(channels, sizes)
         self.blocks = nn.LayerList()
         for index in range(blocks):

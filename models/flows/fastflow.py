@@ -41,6 +41,7 @@ class FastFlow(Flow):
         rng: np.random.Generator,
     ) -> None:
         super().__init__()
+        self.latent_channels = list(channels)
         self.loss_norm = loss_norm
         self.norms = nn.LayerList()
         self.levels = nn.LayerList()

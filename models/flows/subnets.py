@@ -55,6 +55,8 @@ class ConvSubnet(nn.Layer):
         rng: np.random.Generator,
     ) -> None:
         super().__init__()
+        if hidden < 1:
+            raise ValueError(f"hidden_ratio leaves no hidden channel for {c_in}: raise it")
         self.first = Conv(c_in, hidden, kernel, init, rng)
         self.second = Conv(hidden, c_out, kernel, init, rng)
 

@@ -45,6 +45,7 @@ class UFlow(Flow):
         _check_sizes(sizes)
         self.loss_form = loss
         self.widths = level_widths(channels)
+        self.latent_channels = [staying for _, staying in self.widths]
         self.norms = nn.LayerList()
         self.levels = nn.LayerList()
         for count, size, (going_up, staying) in zip(channels, sizes, self.widths, strict=True):

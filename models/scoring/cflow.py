@@ -7,16 +7,19 @@ import paddle
 from paddle import Tensor, nn
 
 from ..flows.cflow import LOG_PEAK, log_likelihoods
+from .base import Scorer
 from .maps import Size, Upsampler, upsampling_matrix
 
 
-class CFlowScorer(nn.Layer):
+class CFlowScorer(Scorer):
     """Map L − Σ over the L levels of exp(min(ℓ − peak, 0)), up-sampled; score = its maximum.
 
     ℓ is the log-likelihood of a fibre per dimension, and a level's peak the `quantile` of ℓ over
     all fibres of training normals (1: the maximum), a constant after `fit`. Values lie in [0, L].
     The map is smoothed by a Gaussian of `blur_sigma` input pixels (official and anomalib: 0).
     """
+
+    learns = True
 
     def __init__(
         self,
@@ -38,7 +41,6 @@ class CFlowScorer(nn.Layer):
         )
 
     def forward(self, latents: list[Tensor], log_dets: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the map (B, 1, H, W) at input size and the score (B,); higher is worse."""
         normal = []
         for level, likelihood in enumerate(log_likelihoods(latents, log_dets)):
             short_of_peak = nn.functional.relu(self.peaks[level] - likelihood.squeeze(1))
@@ -48,7 +50,6 @@ class CFlowScorer(nn.Layer):
 
     @paddle.no_grad()
     def fit(self, batches: Iterable[tuple[list[Tensor], list[Tensor]]]) -> None:
-        """Set the peaks from the latents and log-determinants of training normals."""
         seen: list[list[np.ndarray]] = [[] for _ in self.to_map]
         for latents, log_dets in batches:
             for level, likelihood in enumerate(log_likelihoods(latents, log_dets)):

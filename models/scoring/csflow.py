@@ -5,13 +5,14 @@ from collections.abc import Sequence
 import paddle
 from paddle import Tensor, nn
 
+from .base import Scorer
 from .maps import Size, Upsampler
 
 SCORES = ("mean", "std", "max")
 MAPS = ("largest", "all")
 
 
-class CSFlowScorer(nn.Layer):
+class CSFlowScorer(Scorer):
     """Score all latents of an image together; show the channels' mean squared latent.
 
     Score: `mean` of ½·z² over all values of all scales, `std` its population standard deviation,
@@ -30,7 +31,6 @@ class CSFlowScorer(nn.Layer):
         )
 
     def forward(self, latents: list[Tensor], log_dets: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the map (B, 1, H, W) at input size and the score (B,); higher is worse."""
         shown = []
         for level, to_map in enumerate(self.to_map):
             z = latents[level]

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 import paddle
 from paddle import Tensor, nn
 
+from .base import Scorer
 from .maps import Size, Upsampler, average
 
 SCORES = ("probability", "energy", "nll")
 
 
-class FastFlowScorer(nn.Layer):
+class FastFlowScorer(Scorer):
     """Turn each level's mean squared latent m into a map, up-sample, average; score = maximum.
 
     `probability`: 1 − exp(−m/2), from 0 to 1; `energy`: m/2, which does not saturate; `nll`:
@@ -45,7 +46,6 @@ class FastFlowScorer(nn.Layer):
         self.to_sharp = upsamplers(0.0) if self.two_maps else nn.LayerList()
 
     def forward(self, latents: list[Tensor], log_dets: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the map (B, 1, H, W) at input size and the score (B,); higher is worse."""
         levels = [self._level_map(z, log_dets[level]) for level, z in enumerate(latents)]
         smooth = average([self.to_map[i](level) for i, level in enumerate(levels)])  # (B, H, W)
         sharp = smooth

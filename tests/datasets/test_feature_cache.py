@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from datasets import feature_cache
+from datasets import levels
 from datasets.feature_cache import FeatureCache, cache_key, file_digest
 from utils.errors import UserError
 
@@ -161,7 +161,7 @@ def test_disk_full_while_writing(
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr(feature_cache, "_start_level", lambda *_: Full())
+    monkeypatch.setattr(levels, "_start_level", lambda *_: Full())
     with pytest.raises(UserError, match="no space for the feature cache") as caught:
         FeatureCache.build(tmp_path, KEY, 11, batches(features))
     assert "\n" not in str(caught.value)

@@ -33,8 +33,8 @@ def images() -> np.ndarray:
 
 def test_the_numbers_of_the_dynamic_model(made, images):
     bundle, detector = made
-    maps, scores = PaddleEngine(bundle, EngineOptions()).run(images)
-    expected_maps, expected = run(detector, images)
+    maps, scores, _ = PaddleEngine(bundle, EngineOptions()).run(images)
+    expected_maps, expected, _ = run(detector, images)
     assert maps.shape == (6, 64, 64)
     assert scores.shape == (6,)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
@@ -46,10 +46,10 @@ def test_the_numbers_of_the_dynamic_model(made, images):
 def test_a_batch_is_its_images_one_by_one(made, images, onednn):
     engine = PaddleEngine(made[0], EngineOptions(onednn=onednn))
     alone = [engine.run(images[i : i + 1]) for i in range(5)]
-    maps, scores = engine.run(images[:5])
-    again, _ = engine.run(images[:1])  # a smaller batch after a larger one
-    np.testing.assert_allclose(np.concatenate([s for _, s in alone]), scores, rtol=1e-5)
-    np.testing.assert_allclose(np.concatenate([m for m, _ in alone]), maps, atol=1e-5)
+    maps, scores, _ = engine.run(images[:5])
+    again, _, _ = engine.run(images[:1])  # a smaller batch after a larger one
+    np.testing.assert_allclose(np.concatenate([s for _, s, _ in alone]), scores, rtol=1e-5)
+    np.testing.assert_allclose(np.concatenate([m for m, _, _ in alone]), maps, atol=1e-5)
     np.testing.assert_allclose(again, alone[0][0], atol=1e-6)
 
 
@@ -130,7 +130,7 @@ def test_a_real_child_that_fails(made, tmp_path, monkeypatch, repo, fault):
     code = {
         "crash": "\n    if options.onednn:\n        import ctypes; ctypes.string_at(0)\n",
         "wrong": "\n    if options.onednn: _off = PaddleEngine.run; PaddleEngine.run = "
-        "lambda self, x: tuple(a + 0.01 * self.options.onednn for a in _off(self, x))\n",
+        "lambda self, x: (*(a + 0.01 * self.options.onednn for a in _off(self, x)[:2]), [])\n",
     }[fault]
     source = tmp_path / "deploy/engines.py"
     text = source.read_text()
@@ -155,9 +155,12 @@ print(note, engine.options)
 """
 
 
-def test_the_check_compares_scores_and_maps(made, monkeypatch):
+def test_the_check_compares_all_outputs(made, monkeypatch):
     shifts = {False: 0.0, True: 0.0}
-    outputs = {"map": np.zeros((3, 8, 8), np.float32), "score": np.ones(3, np.float32)}
+    outputs = {
+        "map": np.zeros((3, 8, 8), np.float32), "score": np.ones(3, np.float32),
+        "evidence": np.zeros((3, 2, 2), np.float32),
+    }  # fmt: skip
     key = ["map"]
 
     class Engine:
@@ -170,7 +173,7 @@ def test_the_check_compares_scores_and_maps(made, monkeypatch):
             count = len(images)
             found = {name: value[:count].copy() for name, value in outputs.items()}
             found[key[0]] += shifts[self.options.onednn]
-            return found["map"], found["score"]
+            return found["map"], found["score"], [found["evidence"]]
 
     monkeypatch.setattr(engines, "PaddleEngine", Engine)
     assert engines.self_check(made[0], 1) == 0

@@ -12,6 +12,7 @@ import eval as evaluation
 from datasets.folder import find_category, split_holdout
 from engine import checkpoint, session
 from engine.evaluator import calibrate, score_all
+from engine.inputs import image_source
 from metrics.roc import rank_labelled
 from tests.small_run import (
     PRESET,
@@ -91,8 +92,8 @@ def test_the_best_checkpoint_is_the_default(tmp_path):
     meta["progress"]["epoch"] = 9
     meta_file.write_text(json.dumps(meta))
     exp = str(tmp_path / "exp")
-    best, detector, _ = session.open_detector(exp, "bottle", last=False)
-    last, _, _ = session.open_detector(exp, "bottle", last=True)
+    best, detector, _ = session.open_detector(exp, "bottle", "best")
+    last, _, _ = session.open_detector(exp, "bottle", "last")
     assert (best.meta["progress"]["epoch"], last.meta["progress"]["epoch"]) == (1, 9)
     assert not detector.training
 
@@ -104,13 +105,13 @@ def test_other_backbone_weights_are_refused(tmp_path):
     digest = json.loads(text)["backbone"]["sha256"]
     meta_file.write_text(text.replace(digest, "f" * 64))
     with pytest.raises(UserError, match="trained on backbone weights ffffffffffff"):
-        session.open_detector(str(tmp_path / "exp"), "bottle", last=False)
+        session.open_detector(str(tmp_path / "exp"), "bottle", "best")
 
 
 def test_a_run_on_random_weights_can_be_opened(tmp_path):
     config = tiny_config(preset="fastflow_resnet18")
     config_random = untrained_run(tmp_path / "exp/bottle", config)
-    found, detector, _ = session.open_detector(str(tmp_path / "exp"), "bottle", last=False)
+    found, detector, _ = session.open_detector(str(tmp_path / "exp"), "bottle", "best")
     if found.meta["backbone"]["origin"] != "random":
         pytest.skip("weights of resnet18 are in the cache of this machine")
     ours, theirs = (d.backbone.state_dict() for d in (detector, config_random))
@@ -131,15 +132,15 @@ def test_a_damaged_head_is_one_line(exp, data):
 
 
 def test_thresholds_are_those_of_the_held_out_normals(exp, data):
-    found, detector, stored = session.open_detector(str(exp), "bottle", last=False)
+    found, detector, stored = session.open_detector(str(exp), "bottle", "best")
     config = found.config
     _, holdout = split_holdout(find_category(data, "bottle").train, 0.25, config.train.seed)
-    read = session.image_reader(holdout, config)
-    scores = score_all(detector, read, len(holdout), 4)[1]
+    source = image_source(holdout, config, detector)
+    scores = score_all(detector, source, 4).scores
     assert stored is not None
     assert stored.image.value == scores.max()  # the 99th percentile of two
     assert stored.image.normals == 2
-    again = calibrate(detector, read, 2, 4, "percentile:99", "percentile:99.9")
+    again = calibrate(detector, source, config)
     assert stored == again
 
 
@@ -194,7 +195,7 @@ def test_the_row_of_a_result(exp, data, capsys):
 
 def test_verdicts_follow_the_stored_threshold(exp, data):
     row = evaluated(exp, data)
-    _, _, stored = session.open_detector(str(exp), "bottle", last=False)
+    _, _, stored = session.open_detector(str(exp), "bottle", "best")
     assert stored is not None
     for image in row["images"]:
         assert image["defective"] == (image["score"] > stored.image.value)

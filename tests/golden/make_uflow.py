@@ -11,7 +11,7 @@ import paddle
 from metrics.nfa import latent_energies, standard_nulls, tree_score
 from metrics.nfa_block import block_score
 from models.flows.uflow import UFlow
-from models.scoring.uflow import UFlowScorer
+from models.scoring.fastflow import FastFlowScorer
 
 TARGET = Path(__file__).with_name("uflow.npz")
 CHANNELS = [5, 6, 17]
@@ -31,7 +31,7 @@ def pinned_values() -> dict[str, np.ndarray]:
         parameter.set_value(parameter + paddle.to_tensor(noise, "float32"))
     features = [rng.standard_normal((2, c, *s)) for c, s in zip(CHANNELS, SIZES, strict=True)]
     latents, log_dets = flow([paddle.to_tensor(f, "float32") for f in features])
-    scorer = UFlowScorer(SIZES, INPUT, score="probability", align_corners=False, blur_sigma=0.0)
+    scorer = FastFlowScorer(SIZES, INPUT, score="probability", align_corners=False, blur_sigma=0.0)
     anomaly_map, score = scorer(latents, log_dets)
     values = {"map": anomaly_map.numpy(), "score": score.numpy()}
     for level in range(3):

@@ -5,7 +5,14 @@ import pytest
 from scipy import ndimage
 from sklearn.metrics import jaccard_score
 
-from metrics.iou import iou, iou_batch10, miou, pro_at_threshold
+from metrics.iou import (
+    best_miou,
+    iou,
+    iou_batch10,
+    miou,
+    pro_at_threshold,
+    threshold_grid,
+)
 from utils.errors import UserError
 
 
@@ -71,3 +78,14 @@ def test_undefined_is_nan():
 def test_not_finite_is_an_error(function):
     with pytest.raises(UserError, match="anomaly map of image 0"):
         function([np.full((2, 2), np.nan)], [None], 0.5)
+
+
+def test_the_best_threshold_of_a_grid():
+    rng = np.random.default_rng(5)
+    masks = [(rng.random((9, 7)) > 0.7).astype(np.uint8), None, np.zeros((9, 7), np.uint8)]
+    maps = [np.round(rng.random((9, 7)), 1) for _ in masks]
+    grid = threshold_grid(maps, 20)
+    assert (np.diff(grid) > 0).all()
+    each = [miou(maps, masks, float(t)) for t in grid]
+    assert best_miou(maps, masks, grid) == pytest.approx(max(each))
+    assert best_miou(maps, masks, grid[:1]) == pytest.approx(each[0])

@@ -24,7 +24,12 @@ from metrics.nfa import (
     standard_nulls,
     tree_score,
 )
-from metrics.nfa_block import block_score, continuous_log_tail, window_log_probability
+from metrics.nfa_block import (
+    block_score,
+    continuous_log_tail,
+    exceedances,
+    window_log_probability,
+)
 from utils.errors import UserError
 
 CASES = ("uflow_nfa_2scales_two_regions", "uflow_nfa_3scales", "uflow_nfa_weak_not_meaningful")
@@ -68,7 +73,13 @@ def test_blocks_match_the_reference(golden, name, image):
         if "binom" in key:
             scale = int(key[-1])
             half = max(int(window / 2**scale / 2), 1)
-            actual = window_log_probability(latents[scale], half, probability, False)
+            actual = window_log_probability(
+                exceedances(latents[scale], probability),
+                len(latents[scale]),
+                half,
+                probability,
+                False,
+            )
         else:
             precise = key.endswith("high_precision")
             actual = block_score(
@@ -334,7 +345,9 @@ def test_blocks_stay_finite_when_everything_exceeds(precise):
     score = block_score(latents, (24, 16), high_precision=precise)
     assert np.isfinite(score).all()
     assert (score > 0).all()
-    lowest = window_log_probability(latents[0], 2, 0.9, precise).min()
+    lowest = window_log_probability(
+        exceedances(latents[0], 0.9), len(latents[0]), 2, 0.9, precise
+    ).min()
     assert lowest <= 25 * np.log10(0.1) + 1e-9
     if not precise:
         assert lowest == pytest.approx(binom.logpmf(25, 25, 0.1) / np.log(10))

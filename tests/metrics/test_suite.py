@@ -9,16 +9,20 @@ import pytest
 from metrics import iou, roc
 from metrics.aupro import aupro
 from metrics.suite import Metrics, evaluate
-from metrics.threshold import fixed
+from metrics.threshold import fixed, nfa
 from utils.errors import UserError
 
 PIXEL = {
     *("pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro_0.3", "aupro_0.05"),
-    *("pixel_f1", "iou", "miou", "pro"),
+    *("pixel_f1", "iou", "miou", "pro", "miou_oracle"),
 }
+ORACLES = (
+    *("youden_threshold", "youden_overkill", "youden_miss"),
+    *("zero_miss_threshold", "zero_miss_overkill"),
+)
 IMAGE = {
     *("image_auroc", "image_ap", "image_f1_max", "image_tp", "image_fp", "image_tn", "image_fn"),
-    *("image_f1", "false_alarm_rate", "miss_rate"),
+    *("image_f1", "false_alarm_rate", "miss_rate", *ORACLES),
 }
 
 
@@ -94,7 +98,10 @@ def test_other_aupro_limits(case):
 def test_without_thresholds_or_maps(case):
     result = evaluate(case["image_scores"], case["image_labels"])
     assert set(result.values) == IMAGE | PIXEL
-    assert undefined(result) == (IMAGE | PIXEL) - {"image_auroc", "image_ap", "image_f1_max"}
+    assert undefined(result) == (IMAGE | PIXEL) - {
+        *("image_auroc", "image_ap", "image_f1_max"),
+        *ORACLES,
+    }
     assert result.reasons["miss_rate"] == "no image threshold"
     assert result.reasons["pixel_auroc"] == "no anomaly maps"
     result = evaluate(**case, image_threshold=0.5)
@@ -109,7 +116,7 @@ def test_no_defective_images(case):
     case["maps"][0] = -9
     result = evaluate(**case, image_threshold=0.5, pixel_threshold=0.5)
     defined = {"image_tp", "image_fp", "image_tn", "image_fn", "false_alarm_rate", "miou"}
-    assert undefined(result) == (IMAGE | PIXEL) - defined
+    assert undefined(result) == (IMAGE | PIXEL) - defined - {"miou_oracle"}
     assert set(result.reasons.values()) == {"test set has no defective images"}
     assert result.values["miou"] == pytest.approx(1 / 8)  # the share of images without detection
 
@@ -118,14 +125,14 @@ def test_no_normal_images(case):
     kept = case["image_labels"] == 1
     case = {name: value[kept] for name, value in case.items()}
     result = evaluate(**case, image_threshold=0.5, pixel_threshold=0.5)
-    assert undefined(result) == {"image_auroc", "false_alarm_rate"}
+    assert undefined(result) == {"image_auroc", "false_alarm_rate", *ORACLES}
     assert set(result.reasons.values()) == {"test set has no normal images"}
 
 
 def test_no_normal_pixels():
     result = evaluate([1.0], [1], np.ones((1, 4, 4)), np.ones((1, 4, 4)), 0.5, 0.5)
     expected = {"image_auroc", "false_alarm_rate", "pixel_auroc", "aupro_0.3", "aupro_0.05"}
-    assert undefined(result) == expected
+    assert undefined(result) == expected | set(ORACLES)
     assert result.reasons["aupro_0.3"] == "masks leave no normal pixels"
 
 
@@ -153,7 +160,7 @@ def test_missing_masks_can_be_allowed(case):
 def test_all_masks_missing_but_allowed(case):
     case["masks"] = None
     result = evaluate(**case, pixel_threshold=99, image_threshold=0, allow_missing_masks=True)
-    assert undefined(result) == PIXEL - {"miou"}
+    assert undefined(result) == PIXEL - {"miou", "miou_oracle"}
     assert result.values["miou"] == 1  # three normal images, nothing found
     single = evaluate([1.0], [1], np.ones((1, 2, 2)), None, 0, 0, allow_missing_masks=True)
     assert single.reasons["miou"] == "no image has a ground-truth mask"
@@ -168,7 +175,7 @@ def test_empty_mask_of_a_defective_image(case):
     assert result.values["image_tp"] + result.values["image_fn"] == 5  # its label stays
     case["masks"][:] = 0
     result = evaluate(**case, pixel_threshold=0.5, image_threshold=0.5)
-    assert undefined(result) == PIXEL - {"miou"}
+    assert undefined(result) == PIXEL - {"miou", "miou_oracle"}
     assert set(result.reasons.values()) == {"masks mark no defective pixels"}
 
 
@@ -231,3 +238,58 @@ def test_memory_stays_below_three_times_the_maps():
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2 * maps.nbytes  # beside the maps themselves
+
+
+# --- thresholds that use test labels, and the a-contrario maps
+
+
+def test_over_kill_and_misses_of_the_oracles():
+    """Normals 1, 2, 5 and defects 3, 4, 6: Youden's cut lies below 3, the zero-miss one too."""
+    values = evaluate([1, 2, 5, 3, 4, 6], [0, 0, 0, 1, 1, 1]).values
+    assert values["youden_threshold"] == values["zero_miss_threshold"] == 2.5
+    assert values["youden_overkill"] == values["zero_miss_overkill"] == pytest.approx(1 / 3)
+    assert values["youden_miss"] == 0
+    values = evaluate([1, 2, 5, 0, 6, 7], [0, 0, 0, 1, 1, 1]).values
+    assert (values["youden_threshold"], values["youden_overkill"]) == (5.5, 0)
+    assert values["youden_miss"] == pytest.approx(1 / 3)
+    assert values["zero_miss_threshold"] < 0
+    assert values["zero_miss_overkill"] == 1
+
+
+def nfa_case() -> dict:
+    """Return two defective images, one found exactly and one not, and a normal with an alarm."""
+    masks = np.zeros((4, 8, 8), np.uint8)
+    masks[:2, 2:5, 2:5] = 1
+    nfa = np.full((4, 8, 8), -3.0)
+    nfa[0, 2:5, 2:5] = 2.0
+    nfa[1, 2:5, 2:5] = -0.5
+    nfa[2, 7, 7] = 1.0
+    return {
+        "image_scores": [0.1, 0.1, 0.9, 0.9], "image_labels": [1, 1, 0, 0],
+        "maps": np.random.default_rng(0).random((4, 8, 8)), "masks": masks, "nfa_maps": nfa,
+    }  # fmt: skip
+
+
+def test_nfa_maps():
+    values = evaluate(**nfa_case(), image_threshold=0.5, pixel_threshold=0.5).values
+    assert values["miou_nfa"] == pytest.approx((1 + 0 + 0 + 1) / 4)
+    assert values["miou_nfa_oracle"] == pytest.approx(3 / 4)  # at -1: both defects, one alarm
+    assert values["nfa_false_alarm_rate"] == 0.5
+    assert values["false_alarm_rate"] == 1  # verdicts are those of the score
+
+
+def test_nfa_thresholds_decide_on_nfa_maps():
+    cut = nfa([-3.0, 1.0])
+    values = evaluate(**nfa_case(), image_threshold=cut, pixel_threshold=cut).values
+    assert values["miou"] == values["miou_nfa"]
+    assert values["pro"] == pytest.approx(0.5)
+    assert (values["false_alarm_rate"], values["miss_rate"]) == (0.5, 0.5)
+    assert values["image_auroc"] == 0  # ranks the scores, as ever
+
+
+def test_nfa_without_masks():
+    case = nfa_case()
+    case["masks"] = None
+    result = evaluate(**case)
+    assert {"miou_nfa", "miou_nfa_oracle"} <= undefined(result)
+    assert result.values["nfa_false_alarm_rate"] == 0.5

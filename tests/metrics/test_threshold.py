@@ -220,3 +220,58 @@ def test_describe():
     assert pixels == "threshold 0 (percentile 99.9 of the pixels of 3 normals)"
     assert "fixed" in th.fixed(0.8).describe()
     assert "oracle" in th.f1([0.1, 0.7], [0, 1]).describe()
+
+
+# --- thresholds of other papers
+
+
+def test_fair_leaves_one_of_256_squared_pixels_above():
+    maps = np.random.default_rng(0).permutation(4 * 256 * 256).reshape(4, 256, 256).astype(float)
+    found = th.fair(maps)
+    assert int((maps >= found.value).sum()) == 4
+    assert (found.policy, found.normals, found.target_rate) == ("fair", 4, 256.0**-2)
+    odd = np.arange(98304.0).reshape(1, 256, 384)  # 1.5 pixels: half way between two scores
+    assert th.fair(odd).value == pytest.approx(98303 - 0.5)
+    assert th.fair(np.arange(9.0).reshape(1, 3, 3)).value == 8  # too few pixels: their maximum
+    with pytest.raises(UserError, match="no anomaly maps"):
+        th.fair([])
+
+
+def test_nfa_reports_its_alarms():
+    found = th.nfa([-2.0, 0.5, 0.0, -1.0])
+    assert (found.value, found.policy, found.measured_rate, found.normals) == (0, "nfa", 0.25, 4)
+    assert "1 of 4 held-out normals" in found.describe()
+    assert Threshold.from_dict(found.to_dict()) == found
+    with pytest.raises(UserError, match="hold out at least one"):
+        th.nfa([])
+
+
+def test_a_threshold_stored_before_there_was_a_measured_rate():
+    old = {k: v for k, v in th.fixed(0.5).to_dict().items() if k != "measured_rate"}
+    assert Threshold.from_dict(old) == th.fixed(0.5)
+
+
+def test_youden_and_zero_miss():
+    rng = np.random.default_rng(3)
+    labels = rng.integers(0, 2, 200)
+    scores = np.round(rng.normal(size=200) + labels, 1)
+    gains = {
+        t: (scores > t)[labels == 1].mean() - (scores > t)[labels == 0].mean()
+        for t in np.unique(scores) - 0.05
+    }
+    found = scores > th.youden(scores, labels).value
+    gain = found[labels == 1].mean() - found[labels == 0].mean()
+    assert gain == pytest.approx(max(gains.values()))
+    cut = th.zero_miss(scores, labels).value
+    assert (scores[labels == 1] > cut).all()
+    assert not (scores[labels == 1] > cut + 0.11).all()
+    for choose in (th.youden, th.zero_miss):
+        with pytest.raises(UserError, match="one kind only"):
+            choose([1.0, 2.0], [1, 1])
+
+
+@pytest.mark.parametrize("name", ["nfa", "fair", "youden", "zero_miss"])
+def test_names_of_policies(name):
+    assert parse_policy(name) == (name, None)
+    with pytest.raises(UserError):
+        parse_policy(f"{name}:3")

@@ -14,7 +14,8 @@ import pytest
 
 from models.flows import ops
 from models.flows.uflow import LOSSES, UFlow, level_widths
-from models.scoring.uflow import UFlowScorer
+from models.scoring.base import Evidence
+from models.scoring.fastflow import FastFlowScorer
 from tests.golden.make_uflow import TARGET, pinned_values
 
 REFERENCE: dict[str, Any] = {
@@ -124,7 +125,7 @@ def test_inverse_matches_the_reference(golden, name):
 def test_map_and_score_match_the_reference(golden, name):
     case = golden(name)
     sizes = [case[f"feat{i}"].shape[2:] for i in range(3)]
-    scorer = UFlowScorer(
+    scorer = FastFlowScorer(
         sizes, case["anomaly_map"].shape[2:], score="probability", align_corners=False,
         blur_sigma=0.0,
     )  # fmt: skip
@@ -269,11 +270,12 @@ class Head(paddle.nn.Layer):
     def __init__(self):
         super().__init__()
         self.flow = small_flow(steps=4)
-        self.scorer = UFlowScorer(SIZES, INPUT, score="nll", align_corners=False, blur_sigma=1.0)
+        self.scorer = FastFlowScorer(SIZES, INPUT, score="nll", align_corners=False, blur_sigma=1.0)
+        self.evidence = Evidence("tree", 0.9)
 
     def forward(self, fine, middle, coarse):
         latents, log_dets = self.flow([fine, middle, coarse])
-        return *self.scorer(latents, log_dets), *self.scorer.energies(latents)
+        return *self.scorer(latents, log_dets), *self.evidence(latents)
 
 
 EXPORT = """
@@ -318,7 +320,7 @@ def test_exported_head_equals_eager(tmp_path: Path, repo: Path, mode: str) -> No
 
 def test_a_score_is_the_same_alone_and_in_any_batch():
     flow = small_flow()
-    scorer = UFlowScorer(SIZES, INPUT, score="probability", align_corners=False, blur_sigma=0.0)
+    scorer = FastFlowScorer(SIZES, INPUT, score="probability", align_corners=False, blur_sigma=0.0)
     features = random_features(5)
     together = scorer(*flow(features))[1].numpy()
     for i in range(5):
@@ -327,9 +329,8 @@ def test_a_score_is_the_same_alone_and_in_any_batch():
 
 
 def test_energies_are_sums_of_squares():
-    scorer = UFlowScorer(SIZES, INPUT, score="probability", align_corners=False, blur_sigma=0.0)
     latents = random_features(2)
-    for energy, z in zip(scorer.energies(latents), latents, strict=True):
+    for energy, z in zip(Evidence("tree", 0.9)(latents), latents, strict=True):
         np.testing.assert_allclose(energy.numpy(), (z.numpy() ** 2).sum(1), rtol=1e-5)
 
 

@@ -331,8 +331,8 @@ def test_cv2_resize_is_what_paddle_does_with_arrays(rgb: np.ndarray) -> None:
 
 
 def test_unknown_resize_method(rgb: np.ndarray) -> None:
-    with pytest.raises(UserError, match="'lanczos' is unknown: choose 'pil' or 'cv2'"):
-        resize(rgb, (4, 4), "lanczos")
+    with pytest.raises(UserError, match="'area' is unknown: choose 'pil', 'lanczos' or 'cv2'"):
+        resize(rgb, (4, 4), "area")
 
 
 @pytest.mark.parametrize("size", [(5, 7), (40, 90), (33, 31)])

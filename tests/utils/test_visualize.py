@@ -18,12 +18,17 @@ from utils.visualize import (
     contours,
     heat_map,
     overlay,
-    panel,
     regions,
     resize_map,
     safe_name,
     save_picture,
 )
+
+
+def panel(image: np.ndarray, anomaly_map: np.ndarray, cut: float, *more, **named) -> np.ndarray:
+    """Compose a panel whose predicted region lies above a cut, marked on the colour bar."""
+    predicted = resize_map(anomaly_map, image.shape[:2]) > cut
+    return visualize.panel(image, anomaly_map, predicted, *more, level=cut, **named)
 
 
 @pytest.fixture
