@@ -113,9 +113,12 @@ def train_category(config: Config, category: "Category", exp_dir: str, args: Nam
     }
     log.say(f"[{category.name}] image {fitted['best'].image.describe()}")
     log.say(f"[{category.name}] pixel {fitted['best'].pixel.describe()}")
+    memory = runtime.peak_memory()
     log.say(
         f"[{category.name}] done after epoch {trainer.progress.epoch} (best: "
-        f"{trainer.progress.best_epoch}); next: python {_next_command(config, category, exp_dir)}"
+        f"{trainer.progress.best_epoch}) and {time.perf_counter() - started:.0f} s"
+        + (f", at most {memory} MB of memory" if memory else "")
+        + f"; next: python {_next_command(config, category, exp_dir)}"
     )
     log.close()
 

@@ -14,6 +14,7 @@ from utils import cli
 from utils.errors import UserError
 
 Row = Mapping[str, Any]
+Columns = Sequence[tuple[str, str]]  # title, metric
 
 COLUMNS = (
     ("image AUROC", "image_auroc"),
@@ -28,7 +29,22 @@ COLUMNS = (
     ("false alarms", "false_alarm_rate"),
     ("misses", "miss_rate"),
 )
-ORACLE = "* F1-max uses test labels: an oracle, not a threshold that can be deployed."
+FURTHER = {  # tables below the first, for rows that have these values
+    "Thresholds chosen with test labels (oracles, not for deployment)": (
+        ("Youden: threshold", "youden_threshold"),
+        ("over-kill", "youden_overkill"),
+        ("misses", "youden_miss"),
+        ("zero misses: threshold", "zero_miss_threshold"),
+        ("over-kill", "zero_miss_overkill"),
+    ),
+    "A-contrario segmentation": (
+        ("mIoU @ log NFA = 0", "miou_nfa"),
+        ("mIoU @ oracle NFA*", "miou_nfa_oracle"),
+        ("images with alarms", "nfa_false_alarm_rate"),
+        ("mIoU of the map @ oracle*", "miou_oracle"),
+    ),
+}
+ORACLE = "* uses test labels (F1-max, oracle): not a threshold that can be deployed."
 # Order and groups of MVTec AD's published tables.
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 OBJECTS = (
@@ -51,19 +67,38 @@ def with_means(rows: Sequence[Row]) -> list[Row]:
 
 def console_table(rows: Sequence[Row]) -> str:
     """Lay out rows with aligned columns; undefined values are `n/a`."""
-    table = [["category", *(title for title, _ in COLUMNS)]]
-    table += [[row["category"], *_cells(row)] for row in with_means(rows)]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = ["  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in table]
+    lines = []
+    for title, table in _tables(rows):
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines += [f"\n{title}:"] if title else []
+        lines += ["  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in table]
     return "\n".join([*lines, *_notes(rows)])
 
 
 def markdown_table(rows: Sequence[Row]) -> str:
     """Lay out rows as Markdown, with what they depend on below."""
-    head = ["category", *(title for title, _ in COLUMNS)]
-    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-    lines += ["| " + " | ".join([row["category"], *_cells(row)]) + " |" for row in with_means(rows)]
-    return "\n".join([*lines, "", *_notes(rows)]) + "\n"
+    lines = []
+    for title, (head, *body) in _tables(rows):
+        lines += [f"{title}:", ""] if title else []
+        lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+        lines += [*("| " + " | ".join(cells) + " |" for cells in body), ""]
+    return "\n".join([*lines, *_notes(rows)]) + "\n"
+
+
+def _tables(rows: Sequence[Row]) -> list[tuple[str, list[list[str]]]]:
+    """Return title, head and body of every table; the further ones where rows have their values."""
+    everything = with_means(rows)
+    tables = [("", _table(everything, COLUMNS))]
+    for title, columns in FURTHER.items():
+        first = columns[0][1]
+        known = [row for row in everything if row["metrics"].get(first) is not None]
+        tables += [(title, _table(known, columns))] if known else []
+    return tables
+
+
+def _table(rows: Sequence[Row], columns: Columns) -> list[list[str]]:
+    head = ["category", *(title for title, _ in columns)]
+    return [head, *([row["category"], *_cells(row, columns)] for row in rows)]
 
 
 def seed_style_lines(rows: Sequence[Row]) -> str:
@@ -110,8 +145,8 @@ def _mean(rows: Sequence[Row]) -> dict[str, float | None]:
     return means
 
 
-def _cells(row: Row) -> list[str]:
-    return [_number(row["metrics"], key, row.get("spread")) for _, key in COLUMNS]
+def _cells(row: Row, columns: Columns) -> list[str]:
+    return [_number(row["metrics"], key, row.get("spread")) for _, key in columns]
 
 
 def _number(metrics: Mapping[str, float | None], key: str, spread: Any = None) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 import warnings
 from importlib import metadata
 
@@ -36,6 +37,16 @@ def use_device(name: str) -> str:
     except ValueError as error:
         raise UserError(f"--device {name}: {' '.join(str(error).split())}") from None
     return str(paddle.device.get_device())
+
+
+def peak_memory() -> int | None:
+    """Return the most memory that this process has held so far, in MB; None where it is unknown."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kilobytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 10**6
 
 
 def versions() -> dict[str, str]:

@@ -190,7 +190,7 @@ def test_the_row_of_a_result(exp, data, capsys):
     out = capsys.readouterr().out
     line = "EVAL:  image-auc : {image_auroc:.6f} pixel-auc:{pixel_auroc:.6f}"
     assert line.format(**row["metrics"]) in out.splitlines()
-    assert "* F1-max uses test labels" in out
+    assert "* uses test labels (F1-max, oracle)" in out
 
 
 def test_verdicts_follow_the_stored_threshold(exp, data):

@@ -8,17 +8,20 @@ from pathlib import Path
 
 import pytest
 
-CONFIG = "test_tipc/configs/fastflow/train_infer_python.txt"
+FLOWS = ("fastflow", "cflow", "csflow", "uflow")
 DRIVER = "test_tipc/test_train_inference_python.sh"
 
 
-def real_chain(repo: Path, out: Path, **changes: str) -> subprocess.CompletedProcess[str]:
-    """Run the shipped params file in the real checkout with everything written below `out`."""
+def real_chain(
+    repo: Path, out: Path, flow: str = "fastflow", **changes: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a flow's params file in the real checkout with everything written below `out`."""
     for needed in ("train.py", "eval.py", "deploy/export_model.py", "deploy/infer.py"):
         if not (repo / needed).is_file():
             pytest.skip(f"no {needed}")
-    text = (repo / CONFIG).read_text()
-    changes = {"=lite_train_lite_infer|": f"={out}/run|", **changes}
+    text = (repo / f"test_tipc/configs/{flow}/train_infer_python.txt").read_text()
+    own = "" if flow == "fastflow" else f"{flow}_"
+    changes = {f"={own}lite_train_lite_infer|": f"={out}/run|", **changes}
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
@@ -34,10 +37,11 @@ def real_chain(repo: Path, out: Path, **changes: str) -> subprocess.CompletedPro
 
 
 @pytest.mark.slow
-def test_the_real_chain_passes(repo: Path, tmp_path: Path) -> None:
-    done = real_chain(repo, tmp_path)
+@pytest.mark.parametrize("flow", FLOWS)
+def test_the_real_chain_passes(repo: Path, tmp_path: Path, flow: str) -> None:
+    done = real_chain(repo, tmp_path, flow)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr
-    folder = tmp_path / "fastflow/lite_train_lite_infer"
+    folder = tmp_path / flow / "lite_train_lite_infer"
     status = (folder / "results_python.log").read_text()
     assert "Run failed" not in status
     assert status.count("Run successfully") >= 5

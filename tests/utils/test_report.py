@@ -138,3 +138,28 @@ def test_a_file_that_is_no_result(tmp_path, text):
         report.read_rows([str(file)])
     with pytest.raises(SystemExit):
         report.main([])
+
+
+# --- tables below the first
+
+
+def test_further_tables_appear_with_their_values():
+    nfa = {"miou_nfa": 0.25, "miou_nfa_oracle": 0.375, "nfa_false_alarm_rate": 0.125}
+    plain, full = row(), row("wood", metrics={**nfa, "youden_threshold": 1.5})
+    for table in (report.markdown_table([plain]), report.console_table([plain])):
+        assert "NFA" not in table
+        assert "Youden" not in table
+    table = report.markdown_table([full])
+    lines = [line for line in table.splitlines() if line.startswith("| wood |")]
+    assert lines[1] == "| wood | 1.500 | n/a | n/a | n/a | n/a |"
+    assert lines[2] == "| wood | 0.250 | 0.375 | 0.125 | n/a |"
+    assert "oracles, not for deployment" in table
+    both = report.markdown_table([plain, full])
+    assert both.count("| bottle |") == 1  # it has no such values
+    assert "mIoU @ log NFA = 0" in report.console_table([full])
+
+
+def test_further_tables_over_seeds():
+    rows = [row(seed=s, metrics={"miou_nfa": v}) for s, v in ((0, 0.25), (1, 0.75))]
+    table = report.markdown_table(report.over_seeds(rows))
+    assert "| bottle | 0.500 ± 0.354 | n/a | n/a | n/a |" in table
