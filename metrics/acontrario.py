@@ -69,5 +69,7 @@ class AContrario:
             channels = tuple(int(count) for count in data["channels"])
             rest = {key: data[key] for key in known[4:]}
             return cls(data["method"], (height, width), channels, nulls, **rest)
+        except UserError:
+            raise
         except (KeyError, TypeError, ValueError):
             raise UserError("nfa: a value is missing or wrong; export or train again") from None

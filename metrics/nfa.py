@@ -118,17 +118,17 @@ def log_regions(positions: int) -> Map:
 def calibrate(energies: Sequence[NDArray], channels: Sequence[int]) -> list[Null]:
     """Fit the null hypothesis per scale to the energies (N, H, W) of N held-out normal images.
 
-    The mean, and as many degrees of freedom (from 1 to the channels) as make the largest energy one
-    that the law exceeds once in N·H·W positions: a flow trained on few images leaves unseen normals
+    The mean, and as many degrees of freedom (from 1 to the channels) as give the law the energy
+    that is exceeded once in all N·H·W positions: a flow trained on few images leaves unseen normals
     with another variance than 1, and with heavier tails, because their channels vary together.
     """
     _check_scales(energies, channels, 3)
     nulls = []
     for energy, count in zip(energies, channels, strict=True):
         energy = check_finite(energy, "energies of held-out normals").astype(np.float64)
-        mean = float(energy.mean())
-        highest = float(energy.max()) / mean
-        nulls.append(Null(mean, _freedom(highest, 1 / energy.size, float(count))))
+        mean, rare = float(energy.mean()), 1 / energy.size
+        high = float(np.quantile(energy, 1 - rare))
+        nulls.append(Null(mean, _freedom(high / mean, rare, float(count))))
     return nulls
 
 

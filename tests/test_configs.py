@@ -16,6 +16,7 @@ from models.backbones.vit import CaitM48, CaitS24, DeitBaseDistilled384
 from models.detector import Detector
 from tests.small_run import REPO, photographs, settle, shake
 from utils.config import Config, load
+from utils.schema import CSFlowModel
 
 FILES = sorted((REPO / "configs").glob("*.yaml"))
 # Rounding grows on its way through 36 blocks of random weights.
@@ -77,7 +78,7 @@ def made(request, monkeypatch) -> tuple[Config, Detector]:
     config = load(request.param, small)
     detector, _ = session.new_detector(config, allow_random=True)
     images = (paddle.to_tensor(photographs(3, side)) - detector.mean) / detector.std
-    detector.backbone = UnitVariance(detector.backbone, images)  # type: ignore[assignment]
+    detector.backbone = UnitVariance(detector.backbone, images)
     shake(detector)
     settle(detector)
     detector.eval()
@@ -121,6 +122,7 @@ def test_what_the_issue_of_flows_and_backbones_asks_for():
     assert config("csflow_efficientnet_b5").model.padding == "tf_static"
     assert config("csflow_efficientnet_b5_anomalib").model.padding == "symmetric"
     korean = config("csflow_efficientnet_b5_korean")
+    assert isinstance(korean.model, CSFlowModel)
     assert (korean.model.blocks, korean.model.hidden, korean.model.score) == (1, 512, "std")
     assert korean.train.select_on == "test"
     others = [load(file) for file in FILES if "korean" not in file.stem]

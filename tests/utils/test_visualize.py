@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,10 +26,10 @@ from utils.visualize import (
 )
 
 
-def panel(image: np.ndarray, anomaly_map: np.ndarray, cut: float, *more, **named) -> np.ndarray:
+def panel(image: np.ndarray, anomaly_map: np.ndarray, cut: float, *more: Any, **named: Any) -> Any:
     """Compose a panel whose predicted region lies above a cut, marked on the colour bar."""
     predicted = resize_map(anomaly_map, image.shape[:2]) > cut
-    return visualize.panel(image, anomaly_map, predicted, *more, level=cut, **named)
+    return visualize.panel(image, anomaly_map, predicted, *more, **{"level": cut, **named})
 
 
 @pytest.fixture
