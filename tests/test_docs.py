@@ -15,8 +15,10 @@ import pytest
 from models import build_detector
 from models.backbones import weights
 from utils.config import load
+from utils.errors import UserError
+from utils.schema import MODEL_SECTIONS
 
-DOCUMENTS = ("README.md", "README_cn.md", "CONTRIBUTING.md")
+DOCUMENTS = ("README.md", "README_cn.md", "CONTRIBUTING.md", "docs/commands.md")
 OURS = ("configs/", "deploy/", "docs/", "images/", "lite_data/", "test_tipc/", "requirements")
 
 
@@ -91,7 +93,7 @@ def test_commands_parse(repo: Path) -> None:
             pytest.fail(f"{document}: {shlex.join(words)}")
         seen.add(words[1])
     assert {
-        "quickstart.sh", "runtests.sh", "train.py", "eval.py", "predict.py",
+        "quickstart.sh", "runtests.sh", "train.py", "eval.py", "predict.py", "extract_features.py",
         "deploy/export_model.py", "deploy/infer.py",
     } <= seen  # fmt: skip
 
@@ -107,27 +109,38 @@ def test_files_in_commands_exist(repo: Path) -> None:
 def test_flags_in_running_text_exist(repo: Path) -> None:
     scripts = [
         "train.py", "eval.py", "predict.py", "extract_features.py", "download_models.py",
-        "deploy/export_model.py", "deploy/infer.py",
+        "deploy/export_model.py", "deploy/infer.py", "utils/cli.py",
     ]  # fmt: skip
     flags = {"--install", "--help"}
     for script in scripts:
         flags |= set(re.findall(r'"(--[\w-]+)"', _text(repo, script)))
     for document in (*DOCUMENTS, "docs/deviations.md"):
         text = re.sub(r"^```.*?^```$", "", _text(repo, document), flags=re.M | re.S)
+        if document == "docs/commands.md":  # the first column is not ours
+            text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.M)
         for code in re.findall(r"`([^`]+)`", text):
             for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
                 assert flag in flags, f"{document}: {flag}"
 
 
 def test_keys_in_running_text_exist(repo: Path) -> None:
-    """Every `section.key=value` in the documents is one that the configuration takes."""
-    preset = repo / "configs/fastflow_efficientnet_lite0.yaml"
+    """Every `section.key=value` in the documents is one that the presets of some method take."""
     for document in (*DOCUMENTS, "docs/deviations.md"):
         text = _text(repo, document)
-        found = re.findall(r"\b((?:model|data|train|eval|export)\.\w+=[\w.:/-]+)", text)
+        found = re.findall(r"\b((?:model|data|train|eval|nfa|export)\.\w+=[\w.:/-]+)", text)
         assert found or document == "CONTRIBUTING.md"
         for override in found:
-            load(preset, [override])
+            assert any(_is_taken(repo, flow, override) for flow in MODEL_SECTIONS), override
+
+
+def _is_taken(repo: Path, flow: str, override: str) -> bool:
+    preset = repo / f"configs/{flow}_efficientnet_lite0.yaml"
+    needed = ["nfa.method=tree", "model.input_size=512"]  # for eval.pixel_threshold=nfa
+    try:
+        load(preset, [*needed, override])
+    except UserError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, "docs/deviations.md"])
