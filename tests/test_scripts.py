@@ -28,7 +28,7 @@ FLAGS: dict[str, dict[str, Any]] = {
     },
     "eval.py": {
         "-cfg": None, "--config": None, "--data": None, "-cat": None, "--category": None,
-        "--exp_dir": "exp", "--is_last": False,
+        "--exp_dir": "exp",
     },
     "predict.py": {
         "-cfg": None, "--config": None, "--image_path": "x.png", "-cat": None, "--category": None,
@@ -68,10 +68,22 @@ def test_flags_of_the_command_line_contract(name):
         assert getattr(parse(SCRIPTS[name]), key[2:]) == default
         value = VALUES[type(default)]
         given = getattr(parse([*SCRIPTS[name], flag, value]), key[2:])
+        given = given[0] if isinstance(given, list) else given  # several categories
         assert str(given) in (value, f"{value}.0")
-    for flag in ("--is_last", "--use_gpu", "--benchmark"):  # bare, as in the document
+    for flag in ("--use_gpu", "--benchmark"):  # bare, as in the document
         if flag in FLAGS[name]:
             assert getattr(parse([*SCRIPTS[name], flag]), flag[2:]) is True
+
+
+@pytest.mark.parametrize("name", ["eval.py", "predict.py", "deploy/export_model.py"])
+def test_is_last_names_a_checkpoint(name):
+    parse = module(name).parse
+    assert parse(SCRIPTS[name]).checkpoint == "best"
+    for given, expected in (
+        (["--is_last"], "last"), (["--is_last", "true"], "last"), (["--is_last", "0"], "best"),
+        (["--checkpoint", "best_miou"], "best_miou"),
+    ):  # fmt: skip
+        assert parse([*SCRIPTS[name], *given]).checkpoint == expected
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
