@@ -81,10 +81,10 @@ def threshold_grid(maps: Maps, count: int = 1000) -> NDArray[np.float64]:
 
 
 def best_miou(maps: Maps, masks: Masks, thresholds: NDArray[np.float64]) -> float:
-    """Return the largest mean IoU over ascending thresholds: an oracle, for it uses the masks."""
+    """Return the largest mean IoU over the thresholds (T,): an oracle, for it uses the masks."""
     sums = np.zeros(thresholds.size)
     for anomaly_map, mask in zip(maps, masks, strict=True):
-        values = np.asarray(anomaly_map, np.float64)
+        values = np.asarray(anomaly_map)
         defective = np.zeros(values.shape, bool) if mask is None else mask > 0
         true, false = (_above(values[part], thresholds) for part in (defective, ~defective))
         union = false + np.count_nonzero(defective)
@@ -93,10 +93,9 @@ def best_miou(maps: Maps, masks: Masks, thresholds: NDArray[np.float64]) -> floa
 
 
 def _above(values: NDArray, thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Count the values above each of ascending thresholds."""
-    place = np.searchsorted(thresholds, values.reshape(-1), side="left")  # thresholds below value
-    counts = np.bincount(place, minlength=thresholds.size + 1)
-    return values.size - np.cumsum(counts[: thresholds.size])
+    """Count the values above each threshold, (T,)."""
+    ordered = np.sort(values, axis=None).astype(np.float64)  # ties are decided in float64
+    return values.size - np.searchsorted(ordered, thresholds, side="right")
 
 
 def overlap_at_threshold(pixels: RegionPixels, threshold: Threshold | float) -> float:

@@ -13,8 +13,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import brentq
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from metrics.nfa_tree import component_tree
 from metrics.roc import check_finite
@@ -134,9 +133,10 @@ def calibrate(energies: Sequence[NDArray], channels: Sequence[int]) -> list[Null
 
 def _freedom(ratio: float, probability: float, most: float) -> float:
     """Return the degrees of freedom for which P(χ² / mean > ratio) is the probability."""
+    from scipy.optimize import brentq  # slow to import, and only training needs it
 
     def excess(freedom: float) -> float:
-        return float(chi2.isf(probability, freedom)) / freedom - ratio
+        return float(chdtri(freedom, probability)) / freedom - ratio
 
     if excess(most) >= 0:
         return most

@@ -3,14 +3,12 @@
 One test per position and scale, the scales' log-probabilities added. H W per scale; logs decimal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.interpolate import CubicSpline
-from scipy.special import gammaln
-from scipy.stats import binom, chi2
+from scipy.special import betainc, gammaincinv, gammaln
 
 from metrics.roc import check_finite
 from utils.errors import UserError
@@ -19,6 +17,7 @@ Map = NDArray[np.float64]
 
 _KNOTS = 2000
 _NODES = 8  # of the quadrature between two knots
+_LEAST = 1e-300  # probability: large windows would reach 0, which has no logarithm
 _CUBIC = -0.75  # the free coefficient of cubic convolution in PyTorch and OpenCV
 
 
@@ -43,13 +42,18 @@ def block_score(
     )  # fmt: skip
 
 
+def exceedance_level(probability: float) -> float:
+    """Return the χ²_1 quantile: a squared latent is below it with this probability."""
+    return 2.0 * float(gammaincinv(0.5, probability))
+
+
 def exceedances(latent: NDArray, probability: float) -> Map:
     """Count at every position (H, W) the channels of a latent (C, H, W) that are exceptional.
 
-    These are squared latents not below the χ²_1 quantile of `probability`.
+    These are squared latents not below `exceedance_level(probability)`.
     """
     check_finite(latent, "latents")
-    return (np.square(latent) >= chi2.ppf(probability, 1)).sum(0).astype(np.float64)
+    return (np.square(latent) >= exceedance_level(probability)).sum(0).astype(np.float64)
 
 
 def block_score_of_counts(
@@ -96,7 +100,9 @@ def window_log_probability(
     mean = np.minimum(windows.sum((2, 3)) / channels, cells - 1e-9)
     if high_precision:
         return continuous_log_tail(mean, cells, probability)
-    return binom.logsf(mean, cells, 1 - probability) / np.log(10)
+    floor = np.floor(mean)
+    tail = betainc(floor + 1, cells - floor, 1 - probability)  # P(Bin(cells, 1 - p) > floor)
+    return np.log10(np.maximum(tail, _LEAST))
 
 
 def continuous_log_tail(count: NDArray, cells: int, probability: float) -> Map:
@@ -109,8 +115,10 @@ def continuous_log_tail(count: NDArray, cells: int, probability: float) -> Map:
 
 
 @lru_cache(maxsize=16)
-def _tail_table(cells: int, probability: float) -> CubicSpline:
+def _tail_table(cells: int, probability: float) -> Callable[[NDArray], NDArray]:
     """Tabulate ln(mean density from k to cells), which is smooth up to the end of the range."""
+    from scipy.interpolate import CubicSpline  # slow to import, seldom needed
+
     knots = np.linspace(0, cells, _KNOTS)
     nodes, weights = np.polynomial.legendre.leggauss(_NODES)
     half = (knots[1] - knots[0]) / 2

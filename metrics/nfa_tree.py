@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from skimage.morphology import max_tree
 
 Indices = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -82,6 +81,8 @@ class Tree(NamedTuple):
 
 def component_tree(image: NDArray) -> Tree:
     """Build the tree of a map (H, W), at least 3×3; neighbours of equal value are one node."""
+    from skimage.morphology import max_tree  # slow to import; bundles without this test do without
+
     parents, order = max_tree(image, connectivity=1)
     flat, parents = image.reshape(-1), parents.reshape(-1)
     canonical = flat[parents] != flat

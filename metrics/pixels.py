@@ -12,18 +12,20 @@ Maps = Sequence[NDArray] | NDArray  # N maps (H, W), sizes may differ
 Masks = Sequence[NDArray | None] | NDArray  # N masks (H, W), defective where > 0; None: all normal
 
 
-def check_maps(maps: Maps, masks: Masks, names: Sequence[str] | None = None) -> None:
+def check_maps(
+    maps: Maps, masks: Masks, names: Sequence[str] | None = None, kind: str = "anomaly"
+) -> None:
     """Raise a UserError naming the image unless maps are finite (H, W) and masks fit them."""
     if len(maps) != len(masks):
-        raise UserError(f"{len(maps)} anomaly maps but {len(masks)} masks: give one per map")
+        raise UserError(f"{len(maps)} {kind} maps but {len(masks)} masks: give one per map")
     for index, (anomaly_map, mask) in enumerate(zip(maps, masks, strict=True)):
         name = names[index] if names else f"image {index}"
         if anomaly_map.ndim != 2:
-            raise UserError(f"anomaly map of {name}: shape {anomaly_map.shape}, must be (H, W)")
-        check_finite(anomaly_map, f"anomaly map of {name}")
+            raise UserError(f"{kind} map of {name}: shape {anomaly_map.shape}, must be (H, W)")
+        check_finite(anomaly_map, f"{kind} map of {name}")
         if mask is not None and mask.shape != anomaly_map.shape:
             raise UserError(
-                f"mask of {name}: shape {mask.shape} but its anomaly map has "
+                f"mask of {name}: shape {mask.shape} but its {kind} map has "
                 f"{anomaly_map.shape}; resize masks to the evaluation size (nearest)"
             )
 

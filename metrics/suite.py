@@ -32,6 +32,7 @@ _ORACLES = (
 _PIXEL_CUT = ("pixel_f1", "iou", "miou", "pro")
 _NO_DEFECTIVE = "test set has no defective images"
 _NO_NORMAL = "test set has no normal images"
+_NO_NFA = "threshold of policy nfa, but no NFA maps"
 
 
 @dataclass(frozen=True)
@@ -61,35 +62,32 @@ def evaluate(
     mask > 0; a mask is None for a normal image, or where it is missing. names: N, for messages.
     A defective image without a mask leaves the pixel metrics undefined, or is left out of them
     with `allow_missing_masks`. nfa_maps: N of -log10 NFA (H, W), on which the keys with nfa rest,
-    and what thresholds of policy nfa decide. UserError: lengths, shapes, labels other than 0 and 1,
-    NaN.
+    and what thresholds of policy nfa decide; without them its keys are left out. `miou_oracle` is
+    the best of 1,000 quantiles of all pixels. UserError: lengths, shapes, labels other than 0 and
+    1, NaN.
     """
     names = [f"image {i}" for i in range(np.size(image_scores))] if names is None else names
     _check_scores(np.ravel(image_scores), names)
     scores, defective = checked(image_scores, image_labels)
     results = _image_ranking(scores, defective) | _oracles(scores, defective)
-    decisive = scores
-    if nfa_maps is not None:
-        decisive = np.array([float(nfa_map.max()) for nfa_map in nfa_maps])
-        results["nfa_false_alarm_rate"] = (
-            _NO_NORMAL if defective.all() else float((decisive[~defective] > 0).mean())
-        )
-    results |= _verdicts(
-        decisive if _policy(image_threshold) == "nfa" else scores, defective, image_threshold
-    )
-    if maps is None:
-        return _split(results | _undefined_pixels("no anomaly maps", aupro_limits, False), [])
-    if len(maps) != scores.size:
-        raise UserError(f"{scores.size} image scores but {len(maps)} anomaly maps: give one each")
     masks = [None] * scores.size if masks is None else masks
-    check_maps(maps, masks, names)
+    with_nfa = nfa_maps is not None
+    peaks = None
+    if nfa_maps is not None:
+        _check_maps(nfa_maps, masks, names, "NFA")
+        peaks = np.array([float(nfa_map.max()) for nfa_map in nfa_maps])
+        alarms = peaks[~defective] > 0
+        results["nfa_false_alarm_rate"] = float(alarms.mean()) if alarms.size else _NO_NORMAL
+    decisive = peaks if _policy(image_threshold) == "nfa" else scores
+    results |= _verdicts(decisive, defective, image_threshold)
+    if maps is None:
+        return _split(results | _undefined_pixels("no anomaly maps", aupro_limits, with_nfa), [])
+    _check_maps(maps, masks, names, "anomaly")
     warnings = _doubtful_masks(masks, defective, names)
     missing = [i for i in np.flatnonzero(defective).tolist() if masks[i] is None]
     if missing and not allow_missing_masks:
         reason = f"no ground-truth mask for {_listed(missing, names)}"
-        return _split(
-            results | _undefined_pixels(reason, aupro_limits, nfa_maps is not None), warnings
-        )
+        return _split(results | _undefined_pixels(reason, aupro_limits, with_nfa), warnings)
     if missing:
         warnings.append(f"pixel metrics leave out {_listed(missing, names)}: no ground-truth mask")
         kept = [i for i in range(scores.size) if i not in set(missing)]
@@ -110,6 +108,12 @@ def _check_scores(scores: NDArray, names: Sequence[str]) -> None:
         )
 
 
+def _check_maps(maps: Maps, masks: Masks, names: Sequence[str], kind: str) -> None:
+    if len(maps) != len(names):
+        raise UserError(f"{len(names)} image scores but {len(maps)} {kind} maps: give one each")
+    check_maps(maps, masks, names, kind)
+
+
 def _image_ranking(scores: NDArray, defective: NDArray[np.bool_]) -> Results:
     if not defective.any():
         return {f"image_{name}": _NO_DEFECTIVE for name in _RANKED}
@@ -122,10 +126,11 @@ def _image_ranking(scores: NDArray, defective: NDArray[np.bool_]) -> Results:
 
 
 def _verdicts(
-    scores: NDArray, defective: NDArray[np.bool_], threshold: Threshold | float | None
+    scores: NDArray | None, defective: NDArray[np.bool_], threshold: Threshold | float | None
 ) -> Results:
-    if threshold is None:
-        return dict.fromkeys((*_VERDICTS, *_RATES), "no image threshold")
+    if threshold is None or scores is None:
+        reason = "no image threshold" if threshold is None else _NO_NFA
+        return dict.fromkeys((*_VERDICTS, *_RATES), reason)
     found = is_defective(scores, threshold)
     tp, fp = int((found & defective).sum()), int((found & ~defective).sum())
     bad = int(defective.sum())
@@ -151,8 +156,10 @@ def _pixels(
     results |= _best_overlap(maps, masks, nfa_maps)
     if threshold is None:
         results |= dict.fromkeys(_PIXEL_CUT, "no pixel threshold")
+    elif _policy(threshold) == "nfa" and nfa_maps is None:
+        results |= dict.fromkeys(_PIXEL_CUT, _NO_NFA)
     else:
-        if nfa_maps is not None and _policy(threshold) == "nfa":
+        if _policy(threshold) == "nfa" and nfa_maps is not None:
             maps, inside = nfa_maps, region_pixels(nfa_maps, masks)
         counts = pixel_counts(maps, masks, threshold)
         results |= {

@@ -80,7 +80,7 @@ class Threshold:
         elif name == "nfa":
             alarms = round((self.measured_rate or 0) * self.normals)
             origin = "NFA below 1, so less than one false detection per image is expected; "
-            origin += f"{alarms} of {self.normals} held-out normals have one"
+            origin += f"{alarms} of {self.normals} held-out normals had one"
         elif name == "fair":
             origin = f"one of 256² pixels of {self.normals} normals lies above"
         elif name in _ORACLES:
@@ -168,10 +168,14 @@ def fair(maps: Sequence[NDArray] | NDArray) -> Threshold:
         raise UserError("no anomaly maps of normal images: give at least one")
     for index, anomaly_map in enumerate(maps):
         check_finite(anomaly_map, f"anomaly map of normal image {index}")
-    pooled = np.concatenate([np.asarray(m, np.float64).reshape(-1) for m in maps])
-    from_top = max(_FAIR_RATE * pooled.size - 1, 0.0)  # the k-th highest score has a rate of k/n
-    rank = 1 - from_top / max(pooled.size - 1, 1)
-    value = float(np.quantile(pooled, rank, overwrite_input=True))
+    pooled = np.concatenate([np.asarray(m).reshape(-1) for m in maps])
+    last = pooled.size - 1
+    place = min(pooled.size * (1 - _FAIR_RATE), float(last))  # the k-th highest has a rate of k/n
+    below = math.floor(place)
+    above = min(below + 1, last)
+    pooled.partition((below, above))  # in place: the maps may fill the memory
+    low, high = float(pooled[below]), float(pooled[above])
+    value = low + (place - below) * (high - low)
     return Threshold(value, "fair", target_rate=_FAIR_RATE, normals=len(maps))
 
 

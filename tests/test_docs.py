@@ -14,7 +14,7 @@ import pytest
 
 from models import build_detector
 from models.backbones import weights
-from utils.config import load
+from utils.config import known_keys, load
 from utils.errors import UserError
 from utils.schema import MODEL_SECTIONS
 
@@ -94,7 +94,7 @@ def test_commands_parse(repo: Path) -> None:
         seen.add(words[1])
     assert {
         "quickstart.sh", "runtests.sh", "train.py", "eval.py", "predict.py", "extract_features.py",
-        "deploy/export_model.py", "deploy/infer.py",
+        "download_models.py", "deploy/export_model.py", "deploy/infer.py",
     } <= seen  # fmt: skip
 
 
@@ -115,19 +115,38 @@ def test_flags_in_running_text_exist(repo: Path) -> None:
     for script in scripts:
         flags |= set(re.findall(r'"(--[\w-]+)"', _text(repo, script)))
     for document in (*DOCUMENTS, "docs/deviations.md"):
-        text = re.sub(r"^```.*?^```$", "", _text(repo, document), flags=re.M | re.S)
-        if document == "docs/commands.md":  # the first column is not ours
-            text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.M)
-        for code in re.findall(r"`([^`]+)`", text):
+        for code in _inline_code(repo, document):
             for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):
                 assert flag in flags, f"{document}: {flag}"
+
+
+def _inline_code(repo: Path, document: str) -> list[str]:
+    """Return what stands between backticks and is ours."""
+    text = re.sub(r"^```.*?^```$", "", _text(repo, document), flags=re.M | re.S)
+    if document == "docs/commands.md":  # the first column is not ours
+        text = re.sub(r"^\|[^|]*\|", "|", text, flags=re.M)
+    return re.findall(r"`([^`]+)`", text)
+
+
+def test_keys_and_presets_in_running_text_exist(repo: Path) -> None:
+    key = re.compile(r"(?<![\w./])(?:model|data|train|eval|nfa|export)\.[a-z_]+(?![\w./(])")
+    files = {"train.py", "train.sh", "train.log", "eval.py"}
+    known = {*known_keys(), *files, "section.key"}
+    presets = {path.name for path in (repo / "configs").glob("*.yaml")}
+    for document in (*DOCUMENTS, "docs/deviations.md"):
+        for code in _inline_code(repo, document):
+            assert set(key.findall(code)) <= known, f"{document}: {code}"
+            named = re.findall(r"(?<![\w<>/*])(?:[a-z]+flow_)?\w+\.yaml", code)
+            assert set(named) <= presets, f"{document}: {code}"
 
 
 def test_keys_in_running_text_exist(repo: Path) -> None:
     """Every `section.key=value` in the documents is one that the presets of some method take."""
     for document in (*DOCUMENTS, "docs/deviations.md"):
         text = _text(repo, document)
-        found = re.findall(r"\b((?:model|data|train|eval|nfa|export)\.\w+=[\w.:/-]+)", text)
+        found = re.findall(
+            r"\b((?:model|data|train|eval|nfa|export)\.\w+=(?:\[[^\]]*\]|[\w.:/-]+))", text
+        )
         assert found or document == "CONTRIBUTING.md"
         for override in found:
             assert any(_is_taken(repo, flow, override) for flow in MODEL_SECTIONS), override
@@ -143,16 +162,17 @@ def _is_taken(repo: Path, flow: str, override: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("document", [*DOCUMENTS, "docs/deviations.md"])
+@pytest.mark.parametrize("document", [*DOCUMENTS, "docs/deviations.md", "docs/results.md"])
 def test_links_lead_somewhere(repo: Path, document: str) -> None:
-    text = _text(repo, document)
-    anchors = {_anchor(title) for _, title in _headings(text)}
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
-        file, _, anchor = target.partition("#")
+    here = repo / document
+    for target in re.findall(r"\]\(([^)\s]+)\)", _text(repo, document)):
         if target.startswith("https://"):
             continue
-        assert not file or (repo / document).parent.joinpath(file).exists(), target
-        assert file or anchor in anchors, target
+        file, _, anchor = target.partition("#")
+        there = here.parent / file if file else here
+        assert there.exists(), target
+        titles = _headings(there.read_text(encoding="utf-8")) if anchor else []
+        assert not anchor or anchor in {_anchor(title) for _, title in titles}, target
 
 
 def _headings(text: str) -> list[tuple[str, str]]:

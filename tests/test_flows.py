@@ -188,6 +188,23 @@ def test_training_from_extracted_features(data, tmp_path):
         train.main(other)
 
 
+@pytest.mark.slow
+def test_the_dummy_set_of_cs_flow_separates(shared_data, tmp_path):
+    """Four squares to train on, RGBA; squares against circles, without masks."""
+    args = [
+        "-cfg", str(REPO / "configs/csflow_efficientnet_lite0.yaml"), "--data", str(shared_data),
+        "-cat", "dummy_data", "--exp_dir", str(tmp_path / "exp"), "--device", "cpu", "--epochs",
+        "12", "-o", f"data.cache_dir={tmp_path / 'cache'}",
+    ]  # fmt: skip
+    assert train.main(args) == 0
+    options = ["--exp_dir", str(tmp_path / "exp"), "-cat", "dummy_data", "--is_last"]
+    assert evaluation.main(options) == 0
+    file = tmp_path / "exp/dummy_data/results.json"
+    (row,) = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    assert row["metrics"]["image_auroc"] == 1
+    assert row["metrics"]["pixel_auroc"] is None
+
+
 def test_the_korean_rules(data, tmp_path):
     settings = ("train.select_on=test", "model.score=std", "train.sub_epochs=2")
     trained("csflow", data, tmp_path / "exp", *settings)

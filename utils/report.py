@@ -90,8 +90,8 @@ def _tables(rows: Sequence[Row]) -> list[tuple[str, list[list[str]]]]:
     everything = with_means(rows)
     tables = [("", _table(everything, COLUMNS))]
     for title, columns in FURTHER.items():
-        first = columns[0][1]
-        known = [row for row in everything if row["metrics"].get(first) is not None]
+        own = [key for _, key in columns if key != "miou_oracle"]  # which every flow has
+        known = [row for row in everything if any(_is_known(row["metrics"].get(k)) for k in own)]
         tables += [(title, _table(known, columns))] if known else []
     return tables
 
@@ -155,6 +155,10 @@ def _number(metrics: Mapping[str, float | None], key: str, spread: Any = None) -
         return "n/a"
     deviation = (spread or {}).get(key)
     return f"{value:.3f}" if deviation is None else f"{value:.3f} ± {deviation:.3f}"
+
+
+def _is_known(value: float | None) -> bool:
+    return value is not None and not math.isnan(value)
 
 
 def _notes(rows: Sequence[Row]) -> list[str]:
