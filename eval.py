@@ -88,6 +88,8 @@ def evaluate_category(name: str, args: Namespace) -> dict[str, Any]:
     config = session.evaluation_config(found.config, [*args.o, *assignments(flags)])
     category = find_category(Path(config.data.root), name)
     test = inputs.labelled_set(category.test, config, detector)
+    if args.high_precision and config.nfa.method != "block":
+        print(f"-hp: nfa.method is {config.nfa.method}, which rounds nothing; no effect")
     calibration = session.for_evaluation(calibration, config)
     metrics, scores, verdicts = session.evaluate_test(
         detector, test, config, calibration, allow_missing_masks=args.allow_missing_masks

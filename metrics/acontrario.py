@@ -77,7 +77,7 @@ class AContrario:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "AContrario":
-        """Read what `to_dict` wrote; a UserError names the key that is missing, unknown or wrong."""
+        """Read what `to_dict` wrote; a UserError names the key that is missing or wrong."""
         if not isinstance(data, Mapping):
             raise UserError(f"nfa {data!r}: must be a mapping of the settings of the test")
         known = [field.name for field in fields(cls)]

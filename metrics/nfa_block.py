@@ -89,7 +89,7 @@ def window_log_probability(
     found: (H, W) exceedances of a position; their number is the mean over channels. High precision
     does not round it down.
     """
-    check_finite(found, "exceedances of latents")
+    found = check_finite(found, "exceedances of latents").astype(np.float64)
     if min(found.shape) <= half:
         raise UserError(f"latents {found.shape}: too small for a window of {2 * half + 1}")
     padded = np.pad(found, half, mode="reflect")

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from metrics.nfa_block import block_score, exceedances
 from utils.errors import UserError
 
 CHANNELS = (6, 4)
+REPO = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -116,5 +118,7 @@ def test_reading_a_bundle_loads_no_statistics():
     """`deploy/infer.py` imports this for every bundle; most have no such test."""
     slow = ["paddle", "scipy.stats", "scipy.optimize", "scipy.interpolate", "skimage"]
     code = f"import sys, metrics.acontrario; sys.exit(str([m for m in {slow} if m in sys.modules]))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False
+    )
     assert done.stderr.strip() == "[]"

@@ -89,3 +89,11 @@ def test_the_best_threshold_of_a_grid():
     each = [miou(maps, masks, float(t)) for t in grid]
     assert best_miou(maps, masks, grid) == pytest.approx(max(each))
     assert best_miou(maps, masks, grid[:1]) == pytest.approx(each[0])
+    assert threshold_grid(maps)[-1] == max(m.max() for m in maps)  # the cut that finds nothing
+
+
+def test_ties_on_the_grid_are_normal():
+    maps = [np.full((2, 2), 0.1, dtype=np.float32)]
+    exactly = float(np.float32(0.1))
+    assert best_miou(maps, [np.ones((2, 2))], np.array([exactly])) == pytest.approx(0, abs=1e-12)
+    assert best_miou(maps, [np.ones((2, 2))], np.array([0.1])) == 1

@@ -26,7 +26,9 @@ from metrics.nfa import (
 )
 from metrics.nfa_block import (
     block_score,
+    block_score_of_counts,
     continuous_log_tail,
+    exceedance_level,
     exceedances,
     window_log_probability,
 )
@@ -337,6 +339,52 @@ def test_high_precision_table_equals_quadrature(cells, probability):
         exact = np.log10(quad(density, count, cells, epsabs=0, epsrel=1e-11, limit=200)[0])
         actual = continuous_log_tail(np.array(count), cells, probability)
         assert actual == pytest.approx(exact, abs=1e-7)
+
+
+def test_exceedances_are_counted_from_the_quantile():
+    assert exceedance_level(0.9) == pytest.approx(2.705543, abs=1e-6)
+    for probability in (0.01, 0.5, 0.9, 0.999):
+        expected = chi2.ppf(probability, 1)
+        assert exceedance_level(probability) == pytest.approx(expected, rel=1e-12)
+    z = np.zeros((3, 2, 2))
+    z[:2, 0, 1] = -9
+    z[2, 0, 1] = np.sqrt(exceedance_level(0.9)) * (1 + 1e-12)
+    np.testing.assert_array_equal(exceedances(z, 0.9), [[0, 3], [0, 0]])
+    everything = np.random.default_rng(0).standard_normal((50, 40, 40))
+    assert exceedances(everything, 0.8).mean() == pytest.approx(10, abs=0.2)
+
+
+@pytest.mark.parametrize("probability", [0.5, 0.9])
+def test_low_precision_is_the_binomial_tail(probability):
+    found = np.random.default_rng(0).integers(0, 8, (9, 11)).astype(float)
+    sums = ndimage.convolve(found, np.ones((3, 3)), mode="mirror")
+    expected = binom.logsf(np.minimum(sums / 7, 9 - 1e-9), 9, 1 - probability) / np.log(10)
+    actual = window_log_probability(found, 7, 1, probability, False)
+    np.testing.assert_allclose(actual, expected, rtol=1e-10)
+    # a window so improbable that floats end
+    lowest = window_log_probability(np.full((30, 30), 7.0), 7, 5, 0.9999, False)
+    np.testing.assert_allclose(lowest, -300)
+
+
+def test_counts_are_all_that_blocks_need():
+    rng = np.random.default_rng(1)
+    latents = [rng.standard_normal((6, 12, 8)), rng.standard_normal((4, 6, 4))]
+    counts = [exceedances(z, 0.9).astype(np.float32) for z in latents]  # as the network gives them
+    for precise in (False, True):
+        np.testing.assert_allclose(
+            block_score_of_counts(counts, [6, 4], (24, 16), high_precision=precise),
+            block_score(latents, (24, 16), high_precision=precise),
+            rtol=1e-9,
+        )
+
+
+@pytest.mark.parametrize("precise", [False, True])
+def test_counts_in_float32_stay_finite_when_everything_exceeds(precise):
+    """In float32, 25 - 1e-9 is 25, whose tail is 0."""
+    counts = [np.full((12, 8), 6, np.float32), np.full((6, 4), 4, np.float32)]
+    score = block_score_of_counts(counts, [6, 4], (24, 16), high_precision=precise)
+    assert np.isfinite(score).all()
+    assert (score > 0).all()
 
 
 @pytest.mark.parametrize("precise", [False, True])

@@ -287,6 +287,60 @@ def test_nfa_thresholds_decide_on_nfa_maps():
     assert values["image_auroc"] == 0  # ranks the scores, as ever
 
 
+def test_nfa_thresholds_without_nfa_maps(case):
+    """0 means nothing on the scale of scores."""
+    cut = nfa([-1.0])
+    result = evaluate(**case, image_threshold=cut, pixel_threshold=cut)
+    assert undefined(result) == {
+        *("image_tp", "image_fp", "image_tn", "image_fn", "image_f1"),
+        *("false_alarm_rate", "miss_rate", "pixel_f1", "iou", "miou", "pro"),
+    }
+    assert set(result.reasons.values()) == {"threshold of policy nfa, but no NFA maps"}
+    assert not any("nfa" in key for key in result.values)
+
+
+def test_nfa_maps_alone():
+    case = nfa_case()
+    del case["maps"], case["masks"]
+    result = evaluate(**case, image_threshold=nfa([-1.0]))
+    assert (result.values["image_tp"], result.values["image_fp"]) == (1, 1)
+    assert result.values["nfa_false_alarm_rate"] == 0.5
+    assert result.reasons["miou_nfa"] == result.reasons["miou_nfa_oracle"] == "no anomaly maps"
+
+
+def test_nfa_of_defects_only():
+    case = {name: value[:2] for name, value in nfa_case().items()}
+    result = evaluate(**case)
+    assert result.reasons["nfa_false_alarm_rate"] == "test set has no normal images"
+    assert result.values["miou_nfa"] == pytest.approx(0.5)
+
+
+def test_nfa_leaves_out_images_without_masks():
+    case = nfa_case()
+    case["masks"] = [None, *case["masks"][1:]]
+    values = evaluate(**case, allow_missing_masks=True, pixel_threshold=nfa([0.0])).values
+    assert values["miou_nfa"] == values["miou"] == pytest.approx((0 + 0 + 1) / 3)
+
+
+@pytest.mark.parametrize(
+    ("maps", "message"),
+    [
+        (np.zeros((3, 8, 8)), "4 image scores but 3 NFA maps"),
+        (np.zeros((4, 9, 8)), "mask of image 0: .* its NFA map has .9, 8."),
+        (np.full((4, 8, 8), np.nan), "NFA map of image 0: 64 of 64 values"),
+    ],
+)
+def test_unfit_nfa_maps(maps, message):
+    with pytest.raises(UserError, match=message):
+        evaluate(**(nfa_case() | {"nfa_maps": maps}))
+
+
+def test_the_best_miou_is_no_less_than_any_other(case):
+    best = evaluate(**case).values["miou_oracle"]
+    each = [evaluate(**case, pixel_threshold=t).values["miou"] for t in np.linspace(-1, 5, 31)]
+    assert best >= max(each) - 0.005  # of 1,000 thresholds, not of all
+
+
 def test_nfa_without_masks():
     case = nfa_case()
     case["masks"] = None

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -150,6 +151,8 @@ def test_unknown_policies_are_errors(text):
         th.pixel_percentile(np.arange(8.0).reshape(2, 2, 2)),
         th.fixed(0.8),
         th.f1([0.1, 0.7], [0, 1]),
+        th.fair(np.arange(8.0).reshape(2, 2, 2)),
+        th.zero_miss([0.1, 0.7], [0, 1]),
     ],
 )
 def test_round_trip(chosen):
@@ -172,6 +175,7 @@ def test_round_trip(chosen):
         ({"guaranteed_rate": -0.1}, "guaranteed_rate -0.1"),
         ({"normals": -1}, "normals -1"),
         ({"normals": 1.5}, "normals 1.5"),
+        ({"measured_rate": 2}, "measured_rate 2"),
         ({"treshold": 0.5}, "unknown key 'treshold'"),
     ],
 )
@@ -235,6 +239,27 @@ def test_fair_leaves_one_of_256_squared_pixels_above():
     assert th.fair(np.arange(9.0).reshape(1, 3, 3)).value == 8  # too few pixels: their maximum
     with pytest.raises(UserError, match="no anomaly maps"):
         th.fair([])
+    with pytest.raises(UserError, match="normal image 1: 1 of 4 values"):
+        th.fair([np.zeros((2, 2)), np.array([[0, 1], [2, np.nan]])])
+
+
+def test_fair_is_read_from_the_curve_of_false_positives():
+    rng = np.random.default_rng(1)
+    maps = [rng.standard_normal((300, 211)).astype(np.float32) for _ in range(5)]
+    scores = np.sort(np.concatenate(maps, axis=None).astype(np.float64))[::-1]
+    rates = np.arange(1, scores.size + 1) / scores.size  # scores >= the k-th highest
+    assert th.fair(maps).value == pytest.approx(np.interp(1 / 65536, rates, scores), rel=1e-12)
+
+
+def test_fair_copies_the_pixels_once():
+    maps = np.random.default_rng(0).random((16, 256, 256), dtype=np.float32)
+    before = maps.copy()
+    tracemalloc.start()
+    th.fair(maps)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.1 * maps.nbytes
+    np.testing.assert_array_equal(maps, before)
 
 
 def test_nfa_reports_its_alarms():
@@ -265,7 +290,12 @@ def test_youden_and_zero_miss():
     cut = th.zero_miss(scores, labels).value
     assert (scores[labels == 1] > cut).all()
     assert not (scores[labels == 1] > cut + 0.11).all()
+    above = math.nextafter(1.0, 2.0)
     for choose in (th.youden, th.zero_miss):
+        assert choose([1, 2, 6, 9], [0, 0, 1, 1]).value == 4  # half way, or 6 would be missed
+        assert choose([1.0, above], [0, 1]).value == 1.0  # no number between the two
+        assert is_defective(0.5, choose([0.5, 0.5], [0, 1]))  # all tied: all are defects
+        assert "oracle" in choose([0.1, 0.7], [0, 1]).describe()
         with pytest.raises(UserError, match="one kind only"):
             choose([1.0, 2.0], [1, 1])
 

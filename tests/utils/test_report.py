@@ -4,6 +4,7 @@ import json
 import statistics
 from typing import Any
 
+import numpy as np
 import pytest
 
 from metrics.suite import evaluate
@@ -157,6 +158,28 @@ def test_further_tables_appear_with_their_values():
     both = report.markdown_table([plain, full])
     assert both.count("| bottle |") == 1  # it has no such values
     assert "mIoU @ log NFA = 0" in report.console_table([full])
+
+
+def test_every_further_column_exists_among_the_metrics():
+    values = evaluate([0.1, 0.9], [0, 1], nfa_maps=[np.zeros((2, 2))] * 2).values
+    assert {key for columns in report.FURTHER.values() for _, key in columns} <= set(values)
+
+
+def test_false_alarms_are_shown_without_masks():
+    """Of old files, of a flow without NFA, and of a test set without ground truth."""
+    missing = {"miou_nfa": None, "miou_nfa_oracle": float("nan"), "nfa_false_alarm_rate": 0.125}
+    old, plain = row("grid"), row("wood", metrics={"miou_oracle": 0.5, "youden_threshold": None})
+    table = report.markdown_table([old, plain])
+    assert "log NFA" not in table
+    assert "Youden" not in table
+    table = report.markdown_table([old, plain, row(metrics=missing)])
+    assert "| bottle | n/a | n/a | 0.125 | n/a |" in table
+    assert table.count("| wood |") == 1
+
+
+def test_further_tables_have_means():
+    rows = [row(name, metrics={"youden_threshold": t}) for name, t in (("wood", 1), ("tile", 2))]
+    assert "| mean | 1.500 | n/a | n/a | n/a | n/a |" in report.markdown_table(rows)
 
 
 def test_further_tables_over_seeds():
