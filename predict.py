@@ -3,9 +3,8 @@
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-
-import numpy as np
 
 from utils import cli, runtime
 
@@ -26,6 +25,14 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     cli.add_high_precision(parser)
     cli.add_flag(parser, "--save_maps", "write raw maps as .npy, in the geometry of the image")
     cli.add_flag(parser, "--gif", "write <category>.gif with up to 40 of the pictures")
+    parser.add_argument(
+        "--tile", metavar="N",
+        help="cut images into tiles of N or HxW pixels, for a run trained on such images; the "
+        "highest score of the tiles counts, their maps are blended",
+    )  # fmt: skip
+    parser.add_argument(
+        "--overlap", type=float, help="share of a tile that its neighbour covers; default: 0.25"
+    )
     parser.add_argument("--batch_size", type=cli.positive, help="default: eval.batch_size")
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     parser.add_argument("-o", action="append", default=[], metavar="section.key=value")
@@ -49,9 +56,12 @@ def main(argv: Sequence[str] | None) -> int:
         chosen_threshold,
         console_line,
         scale_around,
+        whole_images,
     )
+    from utils.tiling import Tiler, chosen_tiling
     from utils.visualize import safe_name
 
+    tiling = chosen_tiling(args.tile, args.overlap)
     paths = list_images(args.image_path)
     runtime.use_device(args.device)
     name = session.chosen_category(args.exp_dir, args.category)
@@ -68,16 +78,20 @@ def main(argv: Sequence[str] | None) -> int:
     test = stored.acontrario if stored else None
     writer = PredictionWriter(output, image, pixel, scale, acontrario=test, maps=args.save_maps)
     print(f"image {image.describe()}")
-    pictures: list[Path] = []
+    network = partial(run, detector)
     reader = PhotoReader(config.model.input_size, config.data.resize)
-    for photos in reader.batches(paths, args.batch_size or config.eval.batch_size):
-        output_of = run(detector, np.stack([photo.network_input for photo in photos]))
-        for place, photo in enumerate(photos):
-            result = writer.add(
-                photo, *output_of.of(place), known_mask(photo.path), known_label(photo.path)
-            )
-            pictures.append(output / result["picture"])
-            print(console_line(result, alone=len(paths) == 1))
+    batch_size = args.batch_size or config.eval.batch_size
+    if tiling:
+        print(tiling.caution(image), file=sys.stderr)
+        results = Tiler(network, reader, tiling, batch_size, test).images(paths)
+    else:
+        results = whole_images(network, reader, paths, batch_size)
+    pictures: list[Path] = []
+    for photo, judged in results:
+        truth, label = known_mask(photo.path), known_label(photo.path)
+        result = writer.add(photo, *judged, truth=truth, label=label)
+        pictures.append(output / result["picture"])
+        print(console_line(result, alone=len(paths) == 1))
     writer.close()
     if reader.skipped:
         print(reader.warning(), file=sys.stderr)

@@ -16,7 +16,7 @@ SCRIPTS = (*ENTRIES, "deploy.export_model", "deploy.infer", "deploy.serve")
 WIRING = ("engine.session", "engine.inputs")
 L0 = ("metrics", *(f"utils.{name}" for name in (
     "config", "image", "files", "errors", "visualize", "predictions", "safe_pickle", "cli",
-    "report", "schema", "constraints", "animate", "download",
+    "report", "schema", "constraints", "animate", "download", "tiling",
 )))  # fmt: skip
 
 

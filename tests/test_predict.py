@@ -284,3 +284,123 @@ def test_a_moving_picture_of_many_images(exp, photos, tmp_path, capsys):
     with Image.open(tmp_path / "o/bottle.gif") as gif:
         assert gif.n_frames == 40
     assert "40 of 47 pictures in" in capsys.readouterr().out
+
+
+# --- tiles
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory) -> Path:
+    """A large image, for tiles of 160: 12 windows with the usual overlap, 2 × 3 without."""
+    with Image.open(REPO / "images/bottle_good.png") as image:
+        bottle = np.array(image.convert("RGB"))
+    path = tmp_path_factory.mktemp("scan") / "scan.png"
+    Image.fromarray(np.hstack([bottle, bottle[:, :160]])).save(path)
+    return path
+
+
+def test_the_score_of_an_image_is_that_of_its_worst_tile(exp, scan, tmp_path, capsys):
+    """Every tile is what it would be as an image of its own; their maps lie side by side."""
+    options = ("--tile", "160", "--overlap", "0", "--save_maps")
+    (found,) = predicted(exp, scan, tmp_path / "o", *options)
+    err = capsys.readouterr().err.splitlines()
+    (warning,) = [line for line in err if line.startswith("warning")]
+    assert "applies per tile" in warning
+    assert (found["tile"], found["overlap"], found["tiles"]) == ([160, 160], 0.0, 6)
+    (tmp_path / "tiles").mkdir()
+    with Image.open(scan) as image:
+        places = [(x, y) for y in (0, 160) for x in (0, 160, 320)]
+        for number, (x, y) in enumerate(places):
+            image.crop((x, y, x + 160, y + 160)).save(tmp_path / f"tiles/{number}.png")
+    alone = predicted(exp, tmp_path / "tiles", tmp_path / "p", "--save_maps")
+    assert found["score"] == pytest.approx(max(each["score"] for each in alone), rel=1e-5)
+    whole = np.load(tmp_path / "o" / found["map"])
+    assert whole.shape == (320, 480)
+    for each, (x, y) in zip(alone, places, strict=True):
+        part = np.load(tmp_path / "p" / each["map"])
+        np.testing.assert_allclose(whole[y : y + 160, x : x + 160], part, atol=1e-5)
+    assert "tile" not in alone[0]
+
+
+def test_batches_of_tiles(exp, scan, tmp_path):
+    """Scores and maps do not depend on how many tiles the network sees at a time."""
+    one, five = (
+        predicted(exp, scan, tmp_path / n, "--tile", "160", "--batch_size", n)[0]
+        for n in ("1", "5")
+    )
+    assert one["tiles"] == five["tiles"] == 12
+    assert one["overlap"] == 0.25
+    for key in ("score", "map_mean", "map_max"):
+        assert one[key] == pytest.approx(five[key], rel=1e-5)
+
+
+def test_an_image_no_larger_than_a_tile_is_predicted_as_ever(exp, photos, tmp_path):
+    whole = predicted(exp, photos, tmp_path / "o", "--save_maps", "--batch_size", "1")
+    tiled = predicted(exp, photos, tmp_path / "t", "--save_maps", "--tile", "400x500")
+    for ours, theirs in zip(tiled, whole, strict=True):
+        assert ours["tile"] == [400, 500]
+        assert ours["tiles"] == 1
+        assert {key: ours[key] for key in theirs if "map_" not in key} == {
+            key: value for key, value in theirs.items() if "map_" not in key
+        }
+        maps = [np.load(tmp_path / f / each["map"]) for f, each in (("t", ours), ("o", theirs))]
+        np.testing.assert_array_equal(*maps)
+        pictures = [(tmp_path / f / ours["overlay"]).read_bytes() for f in ("t", "o")]
+        assert pictures[0] == pictures[1]
+
+
+def test_a_defect_in_one_tile_is_found_where_it_is(exp, scan, tmp_path):
+    with Image.open(scan) as image:
+        pixels = np.array(image)
+    pixels[230:260, 400:430] = (255, 0, 255)
+    Image.fromarray(pixels).save(tmp_path / "pasted.png")
+    maps = []
+    for name, file in (("plain", scan), ("pasted", tmp_path / "pasted.png")):
+        options = ("--tile", "160", "--save_maps")
+        (found,) = predicted(exp, file, tmp_path / name, *options)
+        maps.append(np.load(tmp_path / name / found["map"]))
+    row, column = np.unravel_index(np.argmax(maps[1] - maps[0]), maps[0].shape)
+    assert abs(row - 245) < 25
+    assert abs(column - 415) < 25
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--overlap", "0.25"), "has no effect without --tile"),
+        (("--tile", "16"), "at least 32 pixels"),
+        (("--tile", "64", "--overlap", "0.95"), "must be a share of the tile"),
+    ],
+)
+def test_mistakes_with_tiles_are_found_before_anything_is_read(flags, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        predict.main(["--exp_dir", "none", "--image_path", str(tmp_path / "none.png"), *flags])
+
+
+def test_large_scans_are_read(exp, scan, tmp_path, monkeypatch):
+    """What Pillow takes for a decompression bomb is what tiles are for."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(UserError, match="decompression bomb"):
+        predicted(exp, scan, tmp_path / "o")
+    assert predicted(exp, scan, tmp_path / "o", "--tile", "320")
+
+
+def test_nfa_of_an_image_counts_its_tiles(data, scan, tmp_path, capsys):
+    """U-Flow's test decides: ten equal tiles have ten times the NFA of one."""
+    exp = tmp_path / "exp"
+    uflow = ("-cfg", str(REPO / "configs/uflow_efficientnet_lite0.yaml"), "--epochs", "1")
+    policies = ("-o", "eval.image_threshold=nfa", "-o", "eval.pixel_threshold=nfa")
+    train_tiny(data, exp, *uflow, *policies)
+    with Image.open(scan) as image:
+        image.crop((0, 0, 160, 160)).save(tmp_path / "tile.png")
+        pixels = np.tile(np.array(image.crop((0, 0, 160, 160))), (1, 10, 1))
+    Image.fromarray(pixels).save(tmp_path / "ten.png")
+    options = ("--tile", "160", "--overlap", "0")
+    (alone,) = predicted(exp, tmp_path / "tile.png", tmp_path / "a")
+    capsys.readouterr()
+    (ten,) = predicted(exp, tmp_path / "ten.png", tmp_path / "t", *options)
+    assert "the NFA of an image counts all of its tiles" in capsys.readouterr().err
+    assert ten["tiles"] == 10
+    assert ten["log_nfa"] == pytest.approx(alone["log_nfa"] + 1, abs=1e-3)
+    assert ten["score"] == pytest.approx(alone["score"], rel=1e-5)
+    assert (ten["verdict"] == "Anomaly") == (ten["log_nfa"] < 0) == bool(ten["regions"])

@@ -4,28 +4,54 @@ Used by predict.py and deploy/infer.py, so that both say the same. Needs no Padd
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 
 from metrics.acontrario import AContrario
 from metrics.threshold import Threshold, fixed, is_defective
 from utils.errors import UserError
 from utils.files import atomic_replace, atomic_write_text
-from utils.image import Size, read_image, to_input
+from utils.image import Size, read_image, resize, to_input
 from utils.visualize import marked, panel, regions, resize_map, safe_name, save_picture
+
+# Images (B, 3, h, w) -> maps (B, h, w), scores (B,), evidence (B, h_i, w_i) per level.
+Network = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, Sequence[np.ndarray]]]
+
+LONGEST_SIDE = 2048  # of pictures, pixels; drawing needs 80 bytes for each of them
 
 
 @dataclass(frozen=True)
-class Photo:
-    """One image: its file, its pixels (H, W, 3) uint8, and what the network sees (3, h, w)."""
+class Original:
+    """One image: its file and its pixels (H, W, 3) uint8."""
 
     path: Path
     pixels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Photo(Original):
+    """One image and what the network sees of it, (3, h, w)."""
+
     network_input: np.ndarray
+
+
+class Found(NamedTuple):
+    """What a detector says of one image: its map (h, w), score and evidence (h_i, w_i) per level.
+
+    Where tiles were judged, `nfa` takes the place of the evidence if there is a test: -log10 NFA
+    (h, w) and the value that decides about the image. `about` goes into the results as it is.
+    """
+
+    anomaly_map: np.ndarray
+    score: float
+    evidence: Sequence[np.ndarray] = ()
+    nfa: tuple[np.ndarray, float] | None = None
+    about: Mapping[str, Any] | None = None
 
 
 @dataclass
@@ -39,6 +65,17 @@ class PhotoReader:
     def batches(self, paths: Sequence[Path], batch_size: int) -> Iterator[list[Photo]]:
         """Yield batches of readable images; `UserError` if there is none."""
         batch: list[Photo] = []
+        for each in self.originals(paths):
+            network_input = to_input(each.pixels, self.size, self.method)
+            batch.append(Photo(each.path, each.pixels, network_input))
+            if len(batch) == batch_size:
+                yield batch
+                batch = []
+        if batch:
+            yield batch
+
+    def originals(self, paths: Sequence[Path]) -> Iterator[Original]:
+        """Yield readable images one by one, not made ready; `UserError` if there is none."""
         for path in paths:
             try:
                 pixels = read_image(path)
@@ -47,12 +84,7 @@ class PhotoReader:
                     raise
                 self.skipped.append(str(error))
                 continue
-            batch.append(Photo(path, pixels, to_input(pixels, self.size, self.method)))
-            if len(batch) == batch_size:
-                yield batch
-                batch = []
-        if batch:
-            yield batch
+            yield Original(path, pixels)
         if len(self.skipped) == len(paths):
             raise UserError(
                 f"none of {len(paths)} images can be read: {'; '.join(self.skipped[:5])}"
@@ -65,6 +97,16 @@ class PhotoReader:
         return f"warning: skipped {len(self.skipped)} unreadable image(s): " + "; ".join(
             self.skipped[:5]
         )
+
+
+def whole_images(
+    network: Network, reader: PhotoReader, paths: Sequence[Path], batch_size: int
+) -> Iterator[tuple[Original, Found]]:
+    """Yield images in batches of the network and what it says of each as a whole."""
+    for photos in reader.batches(paths, batch_size):
+        maps, scores, evidence = network(np.stack([photo.network_input for photo in photos]))
+        for place, photo in enumerate(photos):
+            yield photo, Found(maps[place], scores[place], [level[place] for level in evidence])
 
 
 def chosen_threshold(given: float | None, stored: Threshold | None, flag: str) -> Threshold:
@@ -120,30 +162,36 @@ class PredictionWriter:
 
     def add(
         self,
-        photo: Photo,
+        photo: Original,
         anomaly_map: np.ndarray,
         score: float,
         evidence: Sequence[np.ndarray] = (),
+        nfa: tuple[np.ndarray, float] | None = None,
+        about: Mapping[str, Any] | None = None,
+        *,
         truth: np.ndarray | None = None,
         label: int | None = None,
     ) -> dict[str, Any]:
         """Record one image; `anomaly_map` (h, w) is brought to the geometry of the photo.
 
-        `evidence` is what the NFA test needs, (h_i, w_i) per level; `truth` (H, W) and `label`
-        (0 normal, 1 defective) where they are known.
+        The other values are those of `Found`; `truth` (H, W) and `label` (0 normal, 1 defective)
+        where they are known.
         """
         score = float(score)
-        full = resize_map(anomaly_map, photo.pixels.shape[:2])
+        size = photo.pixels.shape[:2]
+        full = _of_size(anomaly_map, size)
         cut = self.pixel_threshold.value
         deciding, decisive = full, score  # what the thresholds are compared with
-        nfa: dict[str, float] = {}
-        if self.acontrario is not None and evidence:
+        further = dict(about or {})
+        if nfa is None and self.acontrario is not None and evidence:
             nfa_map = self.acontrario.score(evidence)
-            nfa["log_nfa"] = -float(nfa_map.max())
+            nfa = nfa_map, float(nfa_map.max())
+        if nfa is not None:
+            further["log_nfa"] = -nfa[1]
             if self.pixel_threshold.policy == "nfa":
-                deciding = resize_map(nfa_map, photo.pixels.shape[:2])
+                deciding = _of_size(nfa[0], size)
             if self.image_threshold.policy == "nfa":
-                decisive = -nfa["log_nfa"]
+                decisive = nfa[1]
         found = is_defective(deciding, cut)
         result: dict[str, Any] = {
             "path": str(photo.path),
@@ -155,30 +203,31 @@ class PredictionWriter:
             "map_mean": float(anomaly_map.mean(dtype=np.float64)),
             "map_max": float(anomaly_map.max()),
             "regions": regions(deciding, cut),
-            **nfa,
+            **further,
         }
         name = self._free_name(photo.path)
         if self.pictures:
             title = f"{photo.path.name}\n{result['verdict']}  {self._reason(score, nfa)}"
             level = None if self.pixel_threshold.policy == "nfa" else cut
+            shown, values, outlined, known = _for_pictures(photo.pixels, full, found, truth)
             picture = panel(
-                photo.pixels, full, found, *self.color_scale, title, ground_truth=truth, level=level
+                shown, values, outlined, *self.color_scale, title, ground_truth=known, level=level
             )
             save_picture(self.output / f"{name}.png", picture)
             result["picture"] = f"{name}.png"
-            whole = marked(photo.pixels, full, found, *self.color_scale, truth)
+            whole = marked(shown, values, outlined, *self.color_scale, known)
             save_picture(self.output / "overlays" / f"{name}.png", whole)
             result["overlay"] = f"overlays/{name}.png"
         if self.maps:
             with atomic_replace(self.output / f"{name}.npy") as temporary:
-                np.save(temporary, full.astype(np.float32))
+                np.save(temporary, full.astype(np.float32, copy=False))
             result["map"] = f"{name}.npy"
         self._lines.append(json.dumps(result, ensure_ascii=False))
         return result
 
-    def _reason(self, score: float, nfa: dict[str, float]) -> str:
-        if self.image_threshold.policy == "nfa":
-            return f"log NFA {nfa['log_nfa']:.1f}  threshold 0  score {score:.3f}"
+    def _reason(self, score: float, nfa: tuple[np.ndarray, float] | None) -> str:
+        if self.image_threshold.policy == "nfa" and nfa is not None:
+            return f"log NFA {-nfa[1]:.1f}  threshold 0  score {score:.3f}"
         return f"score {score:.3f}  threshold {self.image_threshold.value:.3f}"
 
     def close(self) -> None:
@@ -204,3 +253,32 @@ def console_line(result: dict[str, Any], alone: bool) -> str:
     """Return FastFlow-Paddle's line, followed by the file where there are several."""
     line = f"{result['verdict']} - score:  {result['score']:.3f}"
     return line if alone else f"{line}  {result['path']}"
+
+
+def _of_size(anomaly_map: np.ndarray, size: Size) -> np.ndarray:
+    """Return a map in the geometry `size`; without a copy where it has it, for it may be large."""
+    if anomaly_map.shape == size and anomaly_map.dtype == np.float32:
+        return anomaly_map
+    return resize_map(anomaly_map, size)
+
+
+def _for_pictures(
+    pixels: np.ndarray, values: np.ndarray, found: np.ndarray, truth: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+    """Return all that is drawn, (H, W), with at most `LONGEST_SIDE` pixels along a side."""
+    height, width = pixels.shape[:2]
+    scale = LONGEST_SIDE / max(height, width)
+    if scale >= 1:
+        return pixels, values, found, truth
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    smaller = cv2.resize(values, size[::-1], interpolation=cv2.INTER_AREA)
+    known = None if truth is None else _any_within(truth, size)
+    return resize(pixels, size), smaller, _any_within(found, size), known
+
+
+def _any_within(mask: np.ndarray, size: Size) -> np.ndarray:
+    """Shrink a mask (H, W) so that its smallest region stays visible."""
+    for axis, wanted in enumerate(size):
+        starts = np.arange(wanted) * mask.shape[axis] // wanted
+        mask = np.logical_or.reduceat(mask, starts, axis=axis)
+    return mask

@@ -11,6 +11,8 @@ from metrics.threshold import Threshold, fixed
 from utils.errors import UserError
 from utils.image import read_image
 from utils.predictions import (
+    Found,
+    Original,
     Photo,
     PhotoReader,
     PredictionWriter,
@@ -19,7 +21,9 @@ from utils.predictions import (
     console_line,
     scale_around,
     verdict,
+    whole_images,
 )
+from utils.visualize import PREDICTED, TRUTH
 
 
 def save(path: Path, height: int = 40, width: int = 120, *, grey: bool = False) -> Path:
@@ -194,3 +198,60 @@ def test_images_are_not_overwritten_by_their_pictures(tmp_path):
         chosen_output(tmp_path / "out/../in", [image])
     with pytest.raises(UserError, match="is a file"):
         chosen_output(image, [image])
+
+
+def test_results_of_tiles(tmp_path):
+    """The finished NFA map decides as one from evidence would; what `about` says is stored."""
+    threshold = Threshold(0.0, "nfa", measured_rate=0.0, normals=3)
+    made = PredictionWriter(tmp_path / "out", threshold, threshold, (0.0, 1.0), maps=True)
+    anomaly_map = np.linspace(0, 1, 40 * 120, dtype=np.float32).reshape(40, 120)
+    nfa_map = np.full((40, 120), -2.0, np.float32)
+    nfa_map[5:9, 20:30] = 3.5
+    about = {"tile": [32, 32], "overlap": 0.25, "tiles": 10}
+    image = Original(tmp_path / "a.png", np.zeros((40, 120, 3), np.uint8))
+    made.add(image, *Found(anomaly_map, 0.3, nfa=(nfa_map, 3.75), about=about))
+    made.close()
+    (stored,) = lines(tmp_path / "out")
+    assert (stored["log_nfa"], stored["verdict"]) == (-3.75, "Anomaly")
+    assert {key: stored[key] for key in about} == about
+    (region,) = stored["regions"]
+    assert [region[key] for key in ("x", "y", "w", "h", "peak")] == [20, 5, 10, 4, 3.5]
+    np.testing.assert_array_equal(np.load(tmp_path / "out" / stored["map"]), anomaly_map)
+
+
+def test_whole_images_are_judged_in_batches(tmp_path):
+    paths = [save(tmp_path / f"{i}.png") for i in range(3)]
+    given = []
+
+    def network(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        given.append(images.shape)
+        return images[:, 0], np.arange(len(images)), [images[:, 1], images[:, 2]]
+
+    found = list(whole_images(network, PhotoReader((16, 24), "pil"), paths, 2))
+    assert given == [(2, 3, 16, 24), (1, 3, 16, 24)]
+    assert [photo.path for photo, _ in found] == paths
+    assert [judged.score for _, judged in found] == [0, 1, 0]
+    for _, judged in found:
+        assert judged.anomaly_map.shape == (16, 24)
+        assert [level.shape for level in judged.evidence] == [(16, 24)] * 2
+        assert judged.nfa is None
+
+
+def test_pictures_of_large_images_are_smaller(tmp_path, monkeypatch):
+    """No side is longer than the limit, the smallest region is still drawn; maps stay whole."""
+    monkeypatch.setattr("utils.predictions.LONGEST_SIDE", 300)
+    made = PredictionWriter(tmp_path / "out", fixed(0.5), fixed(0.6), (0.0, 1.0), maps=True)
+    hot = np.zeros((1200, 900), np.float32)
+    hot[1000:1003, 600:603] = 0.9
+    image = Original(tmp_path / "a.png", np.zeros((1200, 900, 3), np.uint8))
+    result = made.add(image, hot, 0.75, truth=hot > 0)
+    (region,) = result["regions"]
+    assert (region["x"], region["y"], region["w"], region["h"]) == (600, 1000, 3, 3)
+    assert np.load(tmp_path / "out" / result["map"]).shape == (1200, 900)
+    overlay = read_image(tmp_path / "out" / result["overlay"])
+    assert overlay.shape == (300, 225, 3)
+    rows, columns = np.nonzero((overlay == PREDICTED).all(axis=2))
+    assert 248 <= rows.min() <= rows.max() <= 252
+    assert 148 <= columns.min() <= columns.max() <= 152
+    picture = read_image(tmp_path / "out" / result["picture"])
+    assert (picture == TRUTH).all(axis=2).any()
