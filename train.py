@@ -13,6 +13,7 @@ from utils.errors import UserError
 
 if TYPE_CHECKING:
     from datasets.folder import Category
+    from engine.distributed import Team
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None) -> int:
     config = load(args.config, overrides)
     runtime.prepare()
     from datasets.check import check_category
-    from engine import inputs, session
+    from engine import distributed, inputs, session
     from engine.log import visualdl_writer
 
     categories = inputs.find_trainable(config, args.category or ["bottle"])
@@ -67,17 +68,22 @@ def main(argv: Sequence[str] | None) -> int:
         raise UserError("train.amp: half precision needs a GPU; set -o train.amp=false")
     if args.use_vdl:
         visualdl_writer()
+    team = distributed.join(device)
+    if team.size > 1 and not args.exp_dir:
+        raise UserError("--exp_dir: several processes need it, the run that all of them work on")
     exp_dir = args.exp_dir or session.next_exp_dir(config.train.batch_size)
-    print(f"device: {device}")
+    print(f"device: {device}" + (f", process {team.rank + 1} of {team.size}" * (team.size > 1)))
     for category, own in zip(categories, configs, strict=True):
-        train_category(own, category, exp_dir, args)
+        train_category(own, category, exp_dir, args, team)
     return 0
 
 
-def train_category(config: Config, category: "Category", exp_dir: str, args: Namespace) -> None:
+def train_category(
+    config: Config, category: "Category", exp_dir: str, args: Namespace, team: "Team"
+) -> None:
     """Train one category and store its thresholds."""
     from engine import checkpoint, inputs, session
-    from engine.log import RunLog
+    from engine.log import RunLog, SilentLog
     from engine.trainer import Trainer
 
     folder = session.run_folder(exp_dir, category.name)
@@ -85,9 +91,10 @@ def train_category(config: Config, category: "Category", exp_dir: str, args: Nam
     detector, backbone = session.new_detector(config, allow_random=args.allow_random_backbone)
     data = inputs.training_inputs(config, category, detector, backbone["sha256"])
     judge = session.test_judge(detector, data.test, config)
-    if not going_on:  # only now that nothing refuses the new run any more
+    team.check_same("training images or backbone weights", data.digest)
+    if not going_on and team.leads:  # only now that nothing refuses the new run any more
         checkpoint.remove_run(folder)
-    log = RunLog(folder, curves=args.use_vdl)
+    log = RunLog(folder, curves=args.use_vdl) if team.leads else SilentLog()
     log.say(
         f"[{category.name}] {data.train} images to train on, {data.holdout} held out, "
         f"{len(data.test.records)} to test; run in {folder}"
@@ -99,14 +106,18 @@ def train_category(config: Config, category: "Category", exp_dir: str, args: Nam
     }  # fmt: skip
     objectives = session.training_objectives(detector, config)
     trainer = Trainer(
-        detector, config, folder, log, label=category.name, meta=meta, objectives=objectives
-    )
+        detector, config, folder, log, label=category.name, meta=meta, objectives=objectives,
+        team=team,
+    )  # fmt: skip
     if going_on and trainer.resume():
         log.say(f"[{category.name}] resumed after epoch {trainer.progress.epoch}")
     started = time.perf_counter()
-    train, holdout = data.sources(detector)
+    with team.in_turn():  # the first one writes the feature cache
+        train, holdout = data.sources(detector)
     log.say(f"[{category.name}] features ready after {time.perf_counter() - started:.1f} s")
     trainer.fit(train, holdout, judge)
+    if not team.leads:
+        return
     fitted = {
         name: session.calibrate_checkpoint(folder / name, detector, holdout, train, config)
         for name in checkpoint.names(folder)

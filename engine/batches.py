@@ -9,7 +9,8 @@ import paddle
 from paddle import Tensor
 
 Read = Callable[[np.ndarray], list[np.ndarray]]  # indices (B,) -> arrays with B rows
-Augment = Callable[[list[np.ndarray], np.random.Generator], list[np.ndarray]]
+# arrays with B rows and a generator for each row -> arrays of the same shapes
+Augment = Callable[[list[np.ndarray], Sequence[np.random.Generator]], list[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,22 @@ class Source:
     augment: Augment | None = None
 
     def pyramids(
-        self, batches: list[np.ndarray], key: Sequence[int] | None = None
+        self,
+        batches: list[np.ndarray],
+        key: Sequence[int] | None = None,
+        firsts: Sequence[int] | None = None,
     ) -> Iterator[list[Tensor]]:
         """Yield the feature pyramid of every batch of indices, augmented if there is a `key`.
 
-        The key and the place of a batch decide what is drawn for it.
+        The key, the number of a batch and the place of an image in it decide what is drawn for it.
+        Where batches are parts of larger ones, `firsts` are the places of their first images.
         """
         for number, arrays in enumerate(read_ahead(batches, self.read)):
             if key is not None and self.augment is not None:
-                arrays = self.augment(arrays, np.random.default_rng([*key, number]))
+                first = firsts[number] if firsts is not None else 0
+                places = range(first, first + len(arrays[0]))
+                draws = [np.random.default_rng([*key, number, place]) for place in places]
+                arrays = self.augment(arrays, draws)
             with paddle.no_grad():  # closed before the yield, or it would cover the training step
                 features = self.features([paddle.to_tensor(array) for array in arrays])
             yield features

@@ -122,9 +122,9 @@ def image_reader(records: Sequence[Record], config: Config) -> Read:
 def rotation(degrees: float) -> Augment:
     """Return the augmentation of CFLOW-AD: turn by a random angle, nearest pixel, black corners."""
 
-    def turn(arrays: list[np.ndarray], rng: np.random.Generator) -> list[np.ndarray]:
+    def turn(arrays: list[np.ndarray], draws: Sequence[np.random.Generator]) -> list[np.ndarray]:
         turned = []
-        for image in arrays[0]:
+        for image, rng in zip(arrays[0], draws, strict=True):
             height, width = image.shape[1:]
             centre = ((width - 1) / 2, (height - 1) / 2)
             matrix = cv2.getRotationMatrix2D(centre, rng.uniform(-degrees, degrees), 1.0)

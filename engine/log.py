@@ -40,6 +40,22 @@ class RunLog:
             self._curves.close()
 
 
+class SilentLog(RunLog):
+    """Write nothing: the log of a process that does not lead."""
+
+    def __init__(self) -> None:
+        """Open nothing."""
+
+    def say(self, message: str) -> None:
+        """Do nothing."""
+
+    def event(self, kind: str, step: int, **values: Any) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 def visualdl_writer() -> Any:
     """Return VisualDL's writer class; `UserError` with the remedy if it is not installed."""
     try:

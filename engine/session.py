@@ -19,6 +19,7 @@ from datasets.mvtec import canonical_name, report_order
 from engine import checkpoint
 from engine.batches import Source, in_order
 from engine.checkpoint import Checkpoint
+from engine.distributed import Part
 from engine.evaluator import Calibration, Evaluation, Output, calibrate, evaluate_set, infer
 from engine.inputs import LabelledSet, known_masks
 from engine.trainer import Judge, Objectives
@@ -232,11 +233,12 @@ def training_objectives(detector: Detector, config: Config) -> Objectives | None
     if not settings.fiber_batch:
         return None
 
-    def objectives(features: list[Tensor], rng: np.random.Generator) -> Iterator:
+    def objectives(features: list[Tensor], rng: np.random.Generator, part: Part) -> Iterator:
         try:
             for _, loss in detector.flow.fiber_losses(
-                features, settings.fiber_batch, settings.fiber_remainder, rng
-            ):
+                features, settings.fiber_batch, settings.fiber_remainder, rng,
+                first=part.first, images=part.total,
+            ):  # fmt: skip
                 yield loss, loss
         except ValueError as error:
             raise UserError(f"train.fiber_batch: {error}") from None

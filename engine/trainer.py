@@ -15,14 +15,15 @@ from tqdm import tqdm
 from engine import checkpoint
 from engine.batches import Source, in_order, shuffled
 from engine.diagnose import first_non_finite
+from engine.distributed import Part, Team, share_norms
 from engine.log import RunLog
 from utils.config import Config
 from utils.errors import UserError
 from utils.schema import TrainSection
 
 Rng = np.random.Generator
-# Yields (loss to step on, value to log) for a batch of features, in turn.
-Objectives = Callable[[list[Tensor], Rng], Iterable[tuple[Tensor, Tensor]]]
+# Yields (loss to step on, value to log) for the features of a part of a batch, in turn.
+Objectives = Callable[[list[Tensor], Rng, Part], Iterable[tuple[Tensor, Tensor]]]
 # From epoch, training and held-out images to values to maximise, first one first, by the checkpoint
 # that follows them; empty if there are none this epoch.
 Judge = Callable[[int, Source, Source], Mapping[str, Sequence[float]]]
@@ -52,13 +53,18 @@ class Trainer:
         label: str,
         meta: dict[str, Any],
         objectives: Objectives | None = None,
+        team: Team | None = None,
     ) -> None:
         self.detector, self.config, self.folder, self.log = detector, config, folder, log
         self.label, self.meta = label, meta
         self.settings: TrainSection = config.train
-        self.objectives = objectives or (lambda features, rng: [detector.objective(features)])
+        self.objectives = objectives or _whole_batch(detector)
+        self.team = team or Team()
+        if self.team.size > 1:
+            share_norms(detector, self.team)
         self.progress = Progress()
-        self.optimizer = _adam(detector, config.train)
+        self.trained = [p for p in detector.parameters() if not p.stop_gradient]
+        self.optimizer = _adam(self.trained, config.train)
         self.scaler = paddle.amp.GradScaler(enable=config.train.amp)
 
     def resume(self) -> bool:
@@ -83,25 +89,39 @@ class Trainer:
         steps = len(self._batches(train, 1, 0)) * settings.sub_epochs
         with tqdm(
             total=settings.epochs * steps, initial=progress.epoch * steps, unit="step",
-            desc=self.label, disable=None, dynamic_ncols=True,
+            desc=self.label, disable=None if self.team.leads else True, dynamic_ncols=True,
         ) as bar:  # fmt: skip
             while progress.epoch < settings.epochs and not self._out_of_patience():
                 epoch = progress.epoch + 1
                 started = time.perf_counter()
                 loss = self._train_epoch(train, epoch, bar)
-                nll = self._holdout_nll(holdout, epoch)
-                self.detector.fit_scorer(train.pyramids(in_order(train.count, settings.batch_size)))
+                if self.team.leads:
+                    self._finish_epoch(epoch, train, holdout, judge, loss, started)
                 progress.epoch = epoch
-                self.log.event(
-                    "epoch", epoch, train_nll=loss, holdout_nll=nll, lr=self.optimizer.get_lr(),
-                    seconds=round(time.perf_counter() - started, 3),
-                )  # fmt: skip
-                wanted = judge(epoch, train, holdout) if judge else {}
-                self._keep(
-                    {"best": [-nll], **wanted} if settings.select_on == "holdout" else wanted
-                )
+                progress.best_epoch = int(self.team.leaders([progress.best_epoch])[0])
         if progress.epoch < settings.epochs:
             self.log.say(f"[{self.label}] stopped: no better epoch for {settings.patience} epochs")
+
+    def _finish_epoch(
+        self,
+        epoch: int,
+        train: Source,
+        holdout: Source,
+        judge: Judge | None,
+        loss: float,
+        started: float,
+    ) -> None:
+        """Look at held-out and test images, and write what is to be kept."""
+        settings = self.settings
+        nll = self._holdout_nll(holdout, epoch)
+        self.detector.fit_scorer(train.pyramids(in_order(train.count, settings.batch_size)))
+        self.progress.epoch = epoch
+        self.log.event(
+            "epoch", epoch, train_nll=loss, holdout_nll=nll, lr=self.optimizer.get_lr(),
+            seconds=round(time.perf_counter() - started, 3),
+        )  # fmt: skip
+        wanted = judge(epoch, train, holdout) if judge else {}
+        self._keep({"best": [-nll], **wanted} if settings.select_on == "holdout" else wanted)
 
     def _batches(self, source: Source, epoch: int, part: int) -> list[np.ndarray]:
         settings = self.settings
@@ -122,29 +142,36 @@ class Trainer:
     ) -> None:
         settings = self.settings
         batches = self._batches(train, epoch, part)
+        ours = [self.team.part(batch) for batch in batches]
+        pyramids = train.pyramids(
+            [each.rows for each in ours], [settings.seed, epoch, part],
+            [each.first for each in ours],
+        )  # fmt: skip
         steps = len(batches) * settings.sub_epochs
         meter = _Meter()
-        for index, features in enumerate(train.pyramids(batches, [settings.seed, epoch, part]), 1):
+        for index, features in enumerate(pyramids, 1):
             meter.data_ready()
             done = part * len(batches) + index
             self.optimizer.set_lr(learning_rate(settings, epoch, (done - 1) / steps))
-            losses.append(self._step(features, epoch))
+            losses.append(self._step(features, ours[index - 1], epoch))
             meter.step_done(len(batches[index - 1]))
             bar.update()
             if index % settings.log_every == 0 or index == len(batches):
                 self._report(epoch, done, steps, losses, meter)
                 meter = _Meter()
 
-    def _step(self, features: list[Tensor], epoch: int) -> float:
+    def _step(self, features: list[Tensor], part: Part, epoch: int) -> float:
         rng = np.random.default_rng([self.settings.seed, self.progress.step])
         values = []
+        self.team.idle = part.share == 0
         with paddle.amp.auto_cast(enable=self.settings.amp):
-            for loss, value in self.objectives(features, rng):
-                if not math.isfinite(loss.item()):
+            for loss, value in self.objectives(features, rng, part):
+                of_all, logged = self.team.total([loss.item(), value.item()])
+                if not math.isfinite(of_all):
                     step = self.progress.step + 1
-                    self._explain(features, f"loss is {loss.item()} at epoch {epoch}, step {step}")
+                    self._explain(features, f"loss is {of_all} at epoch {epoch}, step {step}")
                 self._descend(loss)
-                values.append(value.item())
+                values.append(logged)
         self.progress.step += 1
         self.progress.loss = float(np.mean(values))
         return self.progress.loss
@@ -152,6 +179,7 @@ class Trainer:
     def _descend(self, loss: Tensor) -> None:
         with paddle.amp.auto_cast(enable=False):
             self.scaler.scale(loss).backward()
+            self.team.sum_gradients(self.trained)
             self.scaler.step(self.optimizer)
             self.scaler.update()
             self.optimizer.clear_grad(set_to_zero=False)
@@ -237,8 +265,11 @@ def _scheduled(settings: TrainSection, epochs_done: int) -> float:
     return settings.lr * (settings.final_lr + (1 - settings.final_lr) * height)
 
 
-def _adam(detector: paddle.nn.Layer, settings: TrainSection) -> paddle.optimizer.Adam:
-    trained = [p for p in detector.parameters() if not p.stop_gradient]
+def _whole_batch(detector: paddle.nn.Layer) -> Objectives:
+    return lambda features, rng, part: [detector.objective(features, part.share)]
+
+
+def _adam(trained: list[Tensor], settings: TrainSection) -> paddle.optimizer.Adam:
     clip = settings.clip_norm
     return paddle.optimizer.Adam(
         learning_rate=settings.lr,

@@ -59,10 +59,14 @@ class Detector(nn.Layer):
         if self.scorer.learns:
             self.scorer.fit(self.flow(features) for features in pyramids)
 
-    def objective(self, features: FeaturePyramid) -> tuple[Tensor, Tensor]:
-        """Return the training loss and the likelihood in nats per dimension, both scalars."""
+    def objective(self, features: FeaturePyramid, share: float = 1.0) -> tuple[Tensor, Tensor]:
+        """Return the training loss and the likelihood in nats per dimension, both scalars.
+
+        They add up over the parts of a batch, of which these images are a `share`.
+        """
         latents, log_dets = self.flow(features)
-        return self.flow.loss(latents, log_dets), _nats_per_dimension(latents, log_dets).mean()
+        nats = _nats_per_dimension(latents, log_dets).mean()
+        return self.flow.loss(latents, log_dets, share), nats * share
 
     def nll(self, image: Tensor) -> Tensor:
         """Return ½·z² − log|det J| in nats per latent dimension, without ½·ln 2π, shape (B,)."""

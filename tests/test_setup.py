@@ -4,8 +4,10 @@ import ast
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -99,6 +101,13 @@ class Checkout:
         return subprocess.run(
             [shell, str(self.root / script), *arguments], cwd=self.root.parent, text=True,
             env={**self.environment, **environment}, capture_output=True, timeout=60,
+        )  # fmt: skip
+
+    def start(self, script: str, *arguments: str, **environment: str) -> "subprocess.Popen[bytes]":
+        self.calls.write_text("")
+        return subprocess.Popen(
+            ["sh", str(self.root / script), *arguments], cwd=self.root.parent,
+            env={**self.environment, **environment}, start_new_session=True,
         )  # fmt: skip
 
     def called(self, prefix: str = "") -> list[str]:
@@ -235,6 +244,63 @@ def test_train_sh_goes_on_after_a_failure(checkout: Checkout) -> None:
     assert all("--exp_dir mine --data /my data" in line for line in calls)
     assert checkout.called("eval.py") == ["eval.py --exp_dir mine --category all"]
     assert result.stderr.splitlines()[-1].endswith("above: grid")
+
+
+def test_train_sh_spreads_categories_over_gpus(checkout: Checkout) -> None:
+    result = checkout.run(
+        "train.sh", "--jobs", "3", "--data", "d", "--gpus", "0,2", "--resume", shell="sh",
+        python="python3", FAIL_AT="category pill",
+    )  # fmt: skip
+    calls = checkout.called("train.py")
+    assert sorted(line.split()[-1] for line in calls) == sorted(CATEGORIES)
+    assert all("--data d --resume --category" in line for line in calls)
+    used = [line.split("--device ")[1].split()[0] for line in calls]
+    assert set(used) == {"gpu:0", "gpu:2"}
+    assert result.returncode != 0
+    assert result.stderr.splitlines()[-1].endswith("above: pill")
+    assert checkout.called()[-1] == "eval.py --exp_dir exp --category all"
+
+
+def test_train_sh_trains_other_categories(checkout: Checkout) -> None:
+    result = checkout.run("train.sh", shell="sh", python="python3", categories="cap lid")
+    assert result.returncode == 0, result.stderr
+    assert [line.split()[-1] for line in checkout.called("train.py")] == ["cap", "lid"]
+    assert "--device" not in "".join(checkout.called())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--jobs", "0"), "--jobs 0: must be a whole number"),
+        (("--jobs", "two"), "--jobs two: must be a whole number"),
+        (("--jobs",), "--jobs: a value is missing"),
+        (("--gpus", "gpu:1"), "--gpus gpu:1: must be numbers"),
+    ],
+)
+def test_train_sh_refuses(checkout: Checkout, arguments: tuple[str, ...], message: str) -> None:
+    result = checkout.run("train.sh", *arguments, shell="sh", python="python3")
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert not checkout.called()
+
+
+def test_train_sh_stops_its_workers(checkout: Checkout, tmp_path: Path) -> None:
+    """A signal reaches the trainings, and no further one is started."""
+    slow = tmp_path / "slow"
+    slow.write_text('#!/bin/sh\necho "$$" >> "$CALLS.running"\nexec sleep 60\n')
+    slow.chmod(0o755)
+    running = Path(f"{checkout.calls}.running")
+    process = checkout.start("train.sh", "--jobs", "2", python=str(slow))
+    deadline = time.monotonic() + 20
+    while not running.exists() or len(running.read_text().split()) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=20) == 130
+    for pid in map(int, running.read_text().split()):
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+    assert len(running.read_text().split()) == 2
 
 
 def test_train_sh_succeeds_in_any_shell(checkout: Checkout) -> None:

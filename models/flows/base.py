@@ -24,8 +24,12 @@ class Flow(nn.Layer):
         """Return the normalised features that forward maps to `latents`."""
         raise NotImplementedError
 
-    def loss(self, latents: FeaturePyramid, log_dets: list[Tensor]) -> Tensor:
-        """Return the training objective, averaged over the batch: a scalar."""
+    def loss(self, latents: FeaturePyramid, log_dets: list[Tensor], share: float = 1.0) -> Tensor:
+        """Return the training objective, averaged over the batch: a scalar.
+
+        `share` is how much of a larger batch these images are; the losses of all parts of it add
+        up to its own.
+        """
         raise NotImplementedError
 
     def fold(self) -> None:

@@ -101,12 +101,12 @@ class CFlow(Flow):
             features.append(ops.leave(x))
         return features
 
-    def loss(self, latents: FeaturePyramid, log_dets: list[Tensor]) -> Tensor:
+    def loss(self, latents: FeaturePyramid, log_dets: list[Tensor], share: float = 1.0) -> Tensor:
         """Return Σ over levels of the mean over fibres of −ln σ(ℓ): a scalar."""
         terms = []
         for likelihood in log_likelihoods(latents, log_dets):  # (B, 1, H, W)
             total = F.log_sigmoid(likelihood).sum(3).sum(2).sum(1).sum()
-            terms.append(-total / float(likelihood.size))
+            terms.append(-total * (share / float(likelihood.size)))
         return sum(terms[1:], terms[0])
 
     def fiber_loss(self, level: int, fibers: Tensor, codes: Tensor | None) -> Tensor:
@@ -123,23 +123,37 @@ class CFlow(Flow):
         return likelihood.reshape([-1])
 
     def fiber_losses(
-        self, features: FeaturePyramid, count: int, remainder: str, rng: np.random.Generator
+        self,
+        features: FeaturePyramid,
+        count: int,
+        remainder: str,
+        rng: np.random.Generator,
+        *,
+        first: int = 0,
+        images: int | None = None,
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (level, loss) for batches of `count` shuffled fibres, to step after each one.
 
         The fibres left over at a level are dropped (official), which raises ValueError where there
-        are fewer than `count`, or merged into its last batch (anomalib).
+        are fewer than `count`, or merged into its last batch (anomalib). The features may be those
+        of a part of a batch of so many `images`, from number `first` on: the losses of all parts
+        add up to those of the batch.
         """
         for level, feature in enumerate(features):
             rows = feature.transpose([0, 2, 3, 1]).reshape([-1, feature.shape[1]])  # (B·H·W, C)
             positions = feature.shape[2] * feature.shape[3]
             codes = self._code_rows(level)
-            for chosen in _fiber_batches(rows.shape[0], count, remainder, rng):
+            total = (images or feature.shape[0]) * positions
+            for batch in _fiber_batches(total, count, remainder, rng):
+                chosen = batch - first * positions
+                chosen = chosen[(chosen >= 0) & (chosen < rows.shape[0])]
+                share = len(chosen) / len(batch)
+                chosen = chosen if len(chosen) else np.zeros(1, np.int64)  # share 0
                 fibers = paddle.gather(rows, paddle.to_tensor(chosen))
                 given = None
                 if codes is not None:
                     given = paddle.gather(codes, paddle.to_tensor(chosen % positions))
-                yield level, self.fiber_loss(level, fibers, given)
+                yield level, self.fiber_loss(level, fibers, given) * share
 
     def _code_rows(self, level: int) -> Tensor | None:
         code = self._code(level)

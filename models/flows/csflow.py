@@ -76,9 +76,9 @@ class CSFlow(Flow):
             maps = block.inverse(maps)
         return [ops.leave(x) for x in maps]
 
-    def loss(self, latents: FeaturePyramid, log_dets: list[Tensor]) -> Tensor:
+    def loss(self, latents: FeaturePyramid, log_dets: list[Tensor], share: float = 1.0) -> Tensor:
         totals = negative_log_likelihood(latents, log_dets)
-        return sum(totals[1:], totals[0]).mean() / float(sum(dimensions(latents)))
+        return sum(totals[1:], totals[0]).mean() * (share / float(sum(dimensions(latents))))
 
 
 class CrossScaleCoupling(nn.Layer):

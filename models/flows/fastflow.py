@@ -12,14 +12,16 @@ from paddle import Tensor, nn
 from . import ops
 from .base import FeaturePyramid, Flow, dimensions, negative_log_likelihood
 from .layers import CouplingStep, Subnet, feature_norm
+from .permutations import draw_permutation
 from .subnets import ConvSubnet
 
 
 class FastFlow(Flow):
     """Normalise each level, then run `steps` coupling steps over it.
 
-    Kernels alternate 3, 1, 3, … unless `conv3x3_only`. `loss_norm`: `per_element` divides each
-    level's likelihood by its number of values, `none` adds nats per image as they are.
+    Kernels alternate 3, 1, 3, … unless `conv3x3_only`. `permute`: `hard` permutes between steps,
+    `soft` rotates. `loss_norm`: `per_element` divides each level's likelihood by its number of
+    values, `none` adds nats per image as they are.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class FastFlow(Flow):
         loss_norm: str,
         init: str,
         rng: np.random.Generator,
+        permute: str = "hard",
     ) -> None:
         super().__init__()
         self.latent_channels = list(channels)
@@ -52,7 +55,7 @@ class FastFlow(Flow):
                 kernel = 3 if conv3x3_only or step % 2 == 0 else 1
                 level.append(
                     CouplingStep(
-                        rng.permutation(count),
+                        draw_permutation(permute, count, rng),
                         _subnet_maker(hidden_ratio, kernel, init, rng),
                         coupling=coupling,
                         clamp=clamp,
@@ -83,12 +86,12 @@ class FastFlow(Flow):
             features.append(ops.leave(x))
         return features
 
-    def loss(self, latents: FeaturePyramid, log_dets: list[Tensor]) -> Tensor:
+    def loss(self, latents: FeaturePyramid, log_dets: list[Tensor], share: float = 1.0) -> Tensor:
         terms = [total.mean() for total in negative_log_likelihood(latents, log_dets)]
         if self.loss_norm == "per_element":
             sizes = dimensions(latents)
             terms = [term / size for term, size in zip(terms, sizes, strict=True)]
-        return sum(terms[1:], terms[0])
+        return sum(terms[1:], terms[0]) * share
 
 
 def _subnet_maker(ratio: float, kernel: int, init: str, rng: np.random.Generator) -> Subnet:

@@ -11,6 +11,7 @@ from paddle import Tensor, nn
 from . import ops
 from .base import FeaturePyramid, Flow, negative_log_likelihood
 from .layers import CouplingStep, Subnet, feature_norm
+from .permutations import draw_permutation
 from .subnets import ConvSubnet
 
 LOSSES = ("per_sample", "batch_sum")
@@ -22,8 +23,9 @@ class UFlow(Flow):
 
     Each level but the finest splits: its first a = ⌊V/8⌋·4 channels are pixel-shuffled to double
     size and joined behind the next level's features, the other b are its latent. Kernels
-    alternate 3, 1, 3, … `loss`: `per_sample` is the mean likelihood, un-normalised; `batch_sum`
-    adds ½‖z‖² over the batch but averages the log-determinant, as the code of 2022 and anomalib.
+    alternate 3, 1, 3, … `permute`: `hard` permutes between steps, `soft` rotates. `loss`:
+    `per_sample` is the mean likelihood, un-normalised; `batch_sum` adds ½‖z‖² over the batch but
+    averages the log-determinant, as the code of 2022 and anomalib.
     Raise ValueError for sizes that do not halve from level to level.
     """
 
@@ -40,6 +42,7 @@ class UFlow(Flow):
         loss: str,
         init: str,
         rng: np.random.Generator,
+        permute: str = "hard",
     ) -> None:
         super().__init__()
         _check_sizes(sizes)
@@ -54,7 +57,7 @@ class UFlow(Flow):
             for step in range(steps):
                 level.append(
                     CouplingStep(
-                        rng.permutation(going_up + staying),
+                        draw_permutation(permute, going_up + staying, rng),
                         _subnet_maker(hidden_ratio, 3 if step % 2 == 0 else 1, init, rng),
                         coupling="one_sided",
                         clamp=clamp,
@@ -100,13 +103,14 @@ class UFlow(Flow):
             features.append(ops.leave(x))
         return features
 
-    def loss(self, latents: FeaturePyramid, log_dets: list[Tensor]) -> Tensor:
+    def loss(self, latents: FeaturePyramid, log_dets: list[Tensor], share: float = 1.0) -> Tensor:
         if self.loss_form == "per_sample":
             totals = negative_log_likelihood(latents, log_dets)
-            return sum(totals[1:], totals[0]).mean()
+            return sum(totals[1:], totals[0]).mean() * share
         energies = negative_log_likelihood(latents, [0.0] * len(latents))  # (B,) each
         volumes = [log_det.sum(3).sum(2).sum(1) for log_det in log_dets]
-        return sum(energies[1:], energies[0]).sum() - sum(volumes[1:], volumes[0]).mean()
+        counted = sum(energies[1:], energies[0]).sum() * (1.0 if share > 0 else 0.0)
+        return counted - sum(volumes[1:], volumes[0]).mean() * share
 
 
 def level_widths(channels: Sequence[int]) -> list[tuple[int, int]]:

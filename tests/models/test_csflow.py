@@ -315,8 +315,8 @@ def test_loss_is_per_image_and_per_value():
         sum(0.5 * (z[b] ** 2).sum() - j[b].sum() for z, j in zip(latents, log_dets, strict=True))
         for b in range(4)
     ]
-    tensors = [[paddle.to_tensor(x, "float32") for x in xs] for xs in (latents, log_dets)]
-    assert flow.loss(*tensors).item() == pytest.approx(np.mean(terms) / (6 * 42), rel=1e-6)
+    z, j = ([paddle.to_tensor(x, "float32") for x in xs] for xs in (latents, log_dets))
+    assert flow.loss(z, j).item() == pytest.approx(np.mean(terms) / (6 * 42), rel=1e-6)
 
 
 def test_blocks_clip_their_output_and_not_the_log_det():

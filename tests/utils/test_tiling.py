@@ -143,6 +143,7 @@ def test_a_wider_reach_than_the_margin_shows():
 
 def test_a_paddle_detector_without_padding_effects():
     """The same through tensors: two 3x3 convolutions, reach 2."""
+
     class Local(paddle.nn.Layer):
         def __init__(self) -> None:
             super().__init__()
