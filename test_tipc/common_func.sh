@@ -230,7 +230,7 @@ func_check_values() {  # file, mode
         func_words "$(func_parser_value "${lines[$((number - 1))]}")" && [ -n "${words[0]}" ] ||
             func_die "$1: line $number needs a command with balanced quotes, or null"
     done
-    func_check_items "$1" 4 "$gpu_list" '^(-1|[0-9]+(,[0-9]+)*|[^;| ]+;[0-9]+(,[0-9]+)*)$' \
+    func_check_items "$1" 4 "$gpu_list" '^(-1(,-1)*|[0-9]+(,[0-9]+)*|[^;| ]+;[0-9]+(,[0-9]+)*)$' \
         "-1, a card, cards like 0,1 or ip1,ip2;0,1"
     func_check_items "$1" 28 "$use_gpu_list" '^(True|gpu|False|cpu)$' "True or False"
     func_check_items "$1" 29 "$batch_size_list" '^[1-9][0-9]*$' "a number"

@@ -99,12 +99,18 @@ func_infer_once() {  # model folder, device, value for line 28, batch size, suff
 }
 
 func_train_device() {  # entry of gpu_list: sets all_cards, visible_gpu, launch words and device
+    local cards
     all_cards=${1##*;}
     visible_gpu=${all_cards%%,*}
     device=$device_value
     launch=()
     case "$1" in
         -1) visible_gpu="" device=cpu ;;
+        -1,*)
+            IFS=',' read -r -a cards <<< "$1"
+            visible_gpu="" device=cpu
+            launch=(-m paddle.distributed.launch "--nproc_per_node=${#cards[@]}" --backend=gloo
+                "--log_dir=$log_path/launch_log") ;;
         *[,\;]*)
             launch=(-m paddle.distributed.launch "--gpus=$all_cards" "--log_dir=$log_path/launch_log") ;;
     esac
@@ -174,11 +180,10 @@ func_trainer() {  # trainer: one chain per entry of gpu_list that can run here
     IFS='|' read -r -a entries <<< "$gpu_list"
     for entry in "${entries[@]}"; do
         reason=""
-        if [ "$entry" != -1 ]; then
-            reason=$(func_gpu_problem "${entry##*;}")
-        elif [ "$1" = amp_train ]; then
-            reason="mixed precision needs a GPU"
-        fi
+        case "$entry" in
+            -1*) [ "$1" != amp_train ] || reason="mixed precision needs a GPU" ;;
+            *) reason=$(func_gpu_problem "${entry##*;}") ;;
+        esac
         if [ -n "$reason" ]; then
             func_skip "$reason" "$1 on gpu_list entry $entry"
         else

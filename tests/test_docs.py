@@ -111,9 +111,10 @@ def test_flags_in_running_text_exist(repo: Path) -> None:
         "train.py", "eval.py", "predict.py", "extract_features.py", "download_models.py",
         "deploy/export_model.py", "deploy/infer.py", "utils/cli.py",
     ]  # fmt: skip
-    flags = {"--install", "--help"}
+    flags = {"--install", "--help", "--master", "--nnodes"}  # the last two: Paddle's launcher
     for script in scripts:
         flags |= set(re.findall(r'"(--[\w-]+)"', _text(repo, script)))
+    flags |= set(re.findall(r"^ +(--\w+) \| (--\w+)\)", _text(repo, "train.sh"), re.M)[0])
     for document in (*DOCUMENTS, "docs/deviations.md"):
         for code in _inline_code(repo, document):
             for flag in re.findall(r"(?<![\w-])--[a-z][\w-]*", code):

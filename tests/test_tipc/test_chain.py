@@ -134,6 +134,20 @@ def test_gpu_list_entries(checkout, entry, name, launch):
     assert by_script[train[0]] == (None if launch else first_card)
 
 
+def test_several_processes_on_the_cpu(checkout):
+    done = checkout.chain(
+        config=checkout.edit((4, "gpu_list:0,1|-1,-1,-1"), (28, "--use_gpu:False"))
+    )
+    assert done.returncode == 0, done.stdout
+    assert "norm_train on gpu_list entry 0,1" in checkout.skipped()[0]
+    train = checkout.call("train.py")
+    launched = ["-m", "paddle.distributed.launch", "--nproc_per_node=3", "--backend=gloo"]
+    assert train[:4] == launched
+    assert "--device=cpu" in train
+    assert (checkout.output() / "norm_train_gpus_-1,-1,-1.log").is_file()
+    assert [c["gpu"] for c in checkout.calls()] == [None] * len(checkout.calls())
+
+
 def test_each_alternative_is_a_chain_with_logs_of_its_own(checkout):
     config = checkout.edit((4, "gpu_list:-1|1"), (28, "--use_gpu:False"))
     assert checkout.chain(config=config, **TWO_CARDS).returncode == 0

@@ -13,15 +13,14 @@ DRIVER = "test_tipc/test_train_inference_python.sh"
 
 
 def real_chain(
-    repo: Path, out: Path, flow: str = "fastflow", **changes: str
+    repo: Path, out: Path, config: str = "fastflow/train_infer_python.txt", **changes: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a flow's params file in the real checkout with everything written below `out`."""
+    """Run a params file in the real checkout with everything written below `out`."""
     for needed in ("train.py", "eval.py", "deploy/export_model.py", "deploy/infer.py"):
         if not (repo / needed).is_file():
             pytest.skip(f"no {needed}")
-    text = (repo / f"test_tipc/configs/{flow}/train_infer_python.txt").read_text()
-    own = "" if flow == "fastflow" else f"{flow}_"
-    changes = {f"={own}lite_train_lite_infer|": f"={out}/run|", **changes}
+    text = (repo / "test_tipc/configs" / config).read_text()
+    text = re.sub(r"(--exp_dir:lite_train_lite_infer)=[^|]+", rf"\1={out}/run", text)
     for old, new in changes.items():
         assert old in text
         text = text.replace(old, new)
@@ -39,7 +38,7 @@ def real_chain(
 @pytest.mark.slow
 @pytest.mark.parametrize("flow", FLOWS)
 def test_the_real_chain_passes(repo: Path, tmp_path: Path, flow: str) -> None:
-    done = real_chain(repo, tmp_path, flow)
+    done = real_chain(repo, tmp_path, f"{flow}/train_infer_python.txt")
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr
     folder = tmp_path / flow / "lite_train_lite_infer"
     status = (folder / "results_python.log").read_text()
@@ -64,3 +63,15 @@ def test_a_broken_config_fails_the_real_chain(repo: Path, tmp_path: Path) -> Non
     assert done.returncode == 1
     status = (tmp_path / "fastflow/lite_train_lite_infer/results_python.log").read_text()
     assert "Run failed with command - fastflow - " in status
+
+
+@pytest.mark.slow
+def test_two_processes_pass_the_real_chain(repo: Path, tmp_path: Path) -> None:
+    shorter = {"--epochs:lite_train_lite_infer=3": "--epochs:lite_train_lite_infer=1"}
+    done = real_chain(repo, tmp_path, "fastflow/train_fleet_infer_python.txt", **shorter)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr
+    folder = tmp_path / "fastflow_fleet/lite_train_lite_infer"
+    assert "process 1 of 2" in (folder / "norm_train_gpus_-1,-1.log").read_text()
+    status = (folder / "results_python.log").read_text()
+    assert "Run failed" not in status
+    assert status.count("Run successfully") >= 5
