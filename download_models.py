@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
-from datasets.mvtec import CATEGORIES, canonical_name
 from utils import cli
 from utils.download import Denied, Missing, fetch
 from utils.errors import UserError
+from utils.names import CATEGORIES, canonical_name
 
 KINDS = ("auc", "pro", "miou")
 BASE_URL_VARIABLE = "FLOWAD_MODELS_URL"

@@ -86,7 +86,8 @@ def evaluate_category(name: str, args: Namespace) -> dict[str, Any]:
     }  # fmt: skip
     found, detector, calibration = session.open_detector(args.exp_dir, name, args.checkpoint)
     config = session.evaluation_config(found.config, [*args.o, *assignments(flags)])
-    category = find_category(Path(config.data.root), name)
+    category = find_category(Path(config.data.root), name, config.data.layout)
+    print(f"[{name}] {category.describe()}")
     test = inputs.labelled_set(category.test, config, detector)
     if args.high_precision and config.nfa.method != "block":
         print(f"-hp: nfa.method is {config.nfa.method}, which rounds nothing; no effect")

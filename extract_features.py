@@ -11,7 +11,7 @@ from utils.config import Config, assignments, load, override
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from datasets.folder import Category
+    from datasets.records import Category
 
 BATCH_SIZE = 8  # of images; features do not depend on it
 
@@ -20,7 +20,10 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
     parser.add_argument("-cfg", "--config", default="configs/csflow_efficientnet_b5.yaml")
-    parser.add_argument("-cat", "--category", nargs="+", help="categories or all; default: bottle")
+    parser.add_argument(
+        "-cat", "--category", nargs="+",
+        help="categories or all; default: the one that --data is, or bottle",
+    )  # fmt: skip
     parser.add_argument("--data", help="folder of the categories, or of images of one of them")
     parser.add_argument("--output", default="data/features", help="gets a folder per category")
     parser.add_argument("--batch_size", type=cli.positive, default=BATCH_SIZE)
@@ -38,15 +41,16 @@ def main(argv: Sequence[str] | None) -> int:
     runtime.prepare()
     from engine import inputs
 
-    categories = inputs.find_trainable(config, args.category or ["bottle"])
+    categories = inputs.find_trainable(config, args.category or [])
     configs = [override(config.for_category(each.name), overrides) for each in categories]
     for category in categories:
         if not category.train:
             raise UserError(f"{category.root}: no training images; put normal ones in train/good")
     runtime.use_device(args.device)
     for category, own in zip(categories, configs, strict=True):
-        for line in left_out(category):
-            print(f"[{category.name}] {line}")
+        print(f"[{category.name}] {category.describe()}")
+        for line in category.left_out:
+            print(f"[{category.name}] left out: {line}")
         extract(own, category, args)
     features = quote(f"data.features={args.output}")
     print(f"next: python train.py -cfg {quote(args.config)} -o {features}")
@@ -56,7 +60,7 @@ def main(argv: Sequence[str] | None) -> int:
 def extract(config: Config, category: "Category", args: Namespace) -> None:
     """Write the features of one category."""
     from datasets import extracted
-    from datasets.folder import UNKNOWN
+    from datasets.records import UNKNOWN
     from engine import inputs, session
     from engine.batches import in_order
 
@@ -68,31 +72,17 @@ def extract(config: Config, category: "Category", args: Namespace) -> None:
         (records, inputs.extract_batches(
             detector, inputs.image_reader(records, config), in_order(len(records), args.batch_size)
         ))
-        for records in (category.train, known)
+        for records in ([*category.train, *category.holdout], known)
     )  # fmt: skip
     guard = inputs.feature_guard(config, backbone["sha256"])
-    home = extracted.write(Path(args.output), category.name, guard, train, test)
+    home = extracted.write(
+        Path(args.output), category.name, guard, train, test, len(category.holdout)
+    )
     size = sum(file.stat().st_size for file in home.iterdir())
     print(
-        f"[{category.name}] {len(category.train)} training and {len(known)} test images: "
+        f"[{category.name}] {len(train[0])} training and {len(known)} test images: "
         f"{size / 1e6:.1f} MB in {home}"
     )
-
-
-def left_out(category: "Category") -> list[str]:
-    """Return one line about each part of the images that is not extracted."""
-    from datasets.folder import UNKNOWN, is_good_name, subfolders
-
-    lines = []
-    folders = [folder.name for folder in subfolders(category.root / "train")]
-    others = [name for name in folders if not is_good_name(name)]
-    if others and len(others) < len(folders):
-        good = ", ".join(name for name in folders if is_good_name(name))
-        lines.append(f"train/: only {good} is read; {', '.join(others)} is left out")
-    unknown = sum(record.label == UNKNOWN for record in category.test)
-    if unknown:
-        lines.append(f"test/: {unknown} image(s) outside of its folders have no label; left out")
-    return lines
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None) -> int:
     """Predict image by image; unreadable ones are counted and skipped unless there is just one."""
     args = parse(argv)
     runtime.prepare()
-    from datasets.transforms import known_label, known_mask
+    from datasets.truth import KnownTruth
     from engine import session
     from engine.evaluator import run
     from utils.animate import write_gif
@@ -87,8 +87,9 @@ def main(argv: Sequence[str] | None) -> int:
     else:
         results = whole_images(network, reader, paths, batch_size)
     pictures: list[Path] = []
+    truths = KnownTruth()
     for photo, judged in results:
-        truth, label = known_mask(photo.path), known_label(photo.path)
+        label, truth = truths.of(photo.path)
         result = writer.add(photo, *judged, truth=truth, label=label)
         pictures.append(output / result["picture"])
         print(console_line(result, alone=len(paths) == 1))

@@ -12,7 +12,7 @@ from utils.config import Config, assignments, load, override
 from utils.errors import UserError
 
 if TYPE_CHECKING:
-    from datasets.folder import Category
+    from datasets.records import Category
     from engine.distributed import Team
 
 
@@ -20,7 +20,10 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     """Read the command line."""
     parser = cli.Parser(__doc__)
     parser.add_argument("-cfg", "--config", default="configs/resnet18.yaml")
-    parser.add_argument("-cat", "--category", nargs="+", help="categories or all; default: bottle")
+    parser.add_argument(
+        "-cat", "--category", nargs="+",
+        help="categories or all; default: the one that --data is, or bottle",
+    )  # fmt: skip
     parser.add_argument("--exp_dir", default="", help="name below results/, or a path")
     parser.add_argument("--data", help="folder of the categories, or of images of one of them")
     parser.add_argument("--epochs", type=cli.positive)
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None) -> int:
     from engine import distributed, inputs, session
     from engine.log import visualdl_writer
 
-    categories = inputs.find_trainable(config, args.category or ["bottle"])
+    categories = inputs.find_trainable(config, args.category or [])
     configs = [override(config.for_category(c.name), overrides) for c in categories]
     if args.check:
         if config.data.features:
@@ -95,8 +98,11 @@ def train_category(
     if not going_on and team.leads:  # only now that nothing refuses the new run any more
         checkpoint.remove_run(folder)
     log = RunLog(folder, curves=args.use_vdl) if team.leads else SilentLog()
+    if not config.data.features:
+        log.say(f"[{category.name}] {category.describe()}")
+    own = " (the data set's validation images)" if data.validation else ""
     log.say(
-        f"[{category.name}] {data.train} images to train on, {data.holdout} held out, "
+        f"[{category.name}] {data.train} images to train on, {data.holdout} held out{own}, "
         f"{len(data.test.records)} to test; run in {folder}"
     )
     meta = {

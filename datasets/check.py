@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from datasets.feature_cache import file_digest
-from datasets.folder import DEFECTIVE, NORMAL, Category, Record, is_good_name, subfolders
+from datasets.records import DEFECTIVE, NORMAL, Category, Record, some
 from utils.errors import UserError
 from utils.image import Size, image_mode, image_size, read_image, read_mask, read_mask_values
 
-_SHOWN = 5  # file names per message
+_SHOWN = 5  # sizes and values per line
 _MAX_ASPECT_CHANGE = 1.5  # beyond this a warning: shapes look different to the network
 
 
@@ -37,7 +37,7 @@ class CheckReport:
 
     def render(self) -> str:
         """Return the report as text, errors last."""
-        lines = [f"{self.name}: {self.root} ({self.layout})"]
+        lines = [f"{self.name}: {self.layout} in {self.root}"]
         for split, counts in self.counts.items():
             kinds = ", ".join(f"{name} {count}" for name, count in counts.items())
             lines.append(f"  {split}: {sum(counts.values())} images ({kinds or 'none'})")
@@ -82,10 +82,11 @@ def check_category(category: Category, input_size: Size | None = None) -> CheckR
         category.name,
         category.root,
         category.layout,
-        {"train": _by_defect(category.train), "test": _by_defect(category.test)},
+        _counts(category),
+        warnings=list(category.left_out),
     )
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        train = list(pool.map(_inspect_image, category.train))
+        train = list(pool.map(_inspect_image, [*category.train, *category.holdout]))
         test = list(pool.map(_inspect_image, category.test))
         readable = {image.record.path for image in test if image.size}
         masked = [r for r in category.test if r.masks and r.path in readable]
@@ -102,8 +103,13 @@ def check_category(category: Category, input_size: Size | None = None) -> CheckR
     return report
 
 
-def _by_defect(records: Sequence[Record]) -> dict[str, int]:
-    return dict(Counter(record.defect for record in records))
+def _counts(category: Category) -> dict[str, dict[str, int]]:
+    splits = {"train": category.train, "validation": category.holdout, "test": category.test}
+    return {
+        split: dict(Counter(record.defect for record in records))
+        for split, records in splits.items()
+        if records or split != "validation"
+    }
 
 
 def _inspect_image(record: Record) -> _Image:
@@ -131,14 +137,11 @@ def _inspect_masks(record: Record) -> _Masks:
 
 
 def _check_counts(report: CheckReport, category: Category) -> None:
-    if len(category.train) < 2:
+    if not category.train or len(category.train) + len(category.holdout) < 2:
         report.errors.append(
             f"{len(category.train)} training image(s): at least 2 normal images are needed, one "
             "to train on and one to set the threshold"
         )
-    ignored = [f.name for f in subfolders(category.root / "train") if not is_good_name(f.name)]
-    if ignored:
-        report.warnings.append(f"folders in train/ that are not used: {', '.join(ignored)}")
     labels = {record.label for record in category.test}
     if not category.test:
         report.warnings.append("no test images: nothing can be evaluated")
@@ -154,17 +157,15 @@ def _check_masks(report: CheckReport, category: Category, masks: Sequence[_Masks
     if missing and len(missing) == len(defective):
         report.warnings.append("no masks: only image metrics can be computed")
     elif missing:
-        report.warnings.append(f"{len(missing)} defective image(s) without mask: {_some(missing)}")
+        report.warnings.append(f"{len(missing)} defective image(s) without mask: {some(missing)}")
     empty = [item.record.path for item in read if not item.positive]
     if empty:
-        report.warnings.append(
-            f"{len(empty)} defective image(s) with an empty mask: {_some(empty)}"
-        )
+        report.warnings.append(f"{len(empty)} defective image(s) with an empty mask: {some(empty)}")
     differing = [item.record.path for item in read if item.size_differs]
     if differing:
         report.warnings.append(
             f"{len(differing)} image(s) whose mask has another size, to be resized: "
-            f"{_some(differing)}"
+            f"{some(differing)}"
         )
     odd: Counter[float] = sum((item.odd_values for item in read), Counter())
     if odd:
@@ -180,7 +181,7 @@ def _check_duplicates(report: CheckReport, train: Sequence[_Image], test: Sequen
     same = [image.record.path for image in test if image.digest in trained]
     if same:
         report.warnings.append(
-            f"{len(same)} test image(s) are also training images, byte by byte: {_some(same)}"
+            f"{len(same)} test image(s) are also training images, byte by byte: {some(same)}"
         )
 
 
@@ -193,9 +194,3 @@ def _check_aspect(report: CheckReport, input_size: Size) -> None:
             f"{distorted} image(s) change their width-to-height ratio by up to "
             f"{max(changes):.1f} times at input size {input_size[1]}x{input_size[0]}"
         )
-
-
-def _some(paths: Iterable[Path]) -> str:
-    names = [str(path) for path in paths]
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more

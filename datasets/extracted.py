@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from datasets.feature_cache import file_digests
-from datasets.folder import DEFECTIVE, Record, subfolders
 from datasets.levels import check_file, describe, full_disk_explained, open_level, write_levels
-from datasets.mvtec import canonical_name, report_order
+from datasets.records import DEFECTIVE, Record, subfolders
 from utils.errors import UserError
 from utils.files import atomic_folder, recover_folder
+from utils.names import canonical_name, report_order
 
 Part = tuple[Sequence[Record], Iterator[list[np.ndarray]]]  # images, per batch (B, C_i, H_i, W_i)
 
@@ -47,11 +47,19 @@ class Extracted:
         parts = [_VERSION, self.about["guard"], self.about["train"]["sha256"]]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def holdout(self) -> int:
+        """Return how many of `train`, at its end, the data set sets aside for thresholds."""
+        return int(self.about.get("holdout", 0))
 
-def write(root: Path, name: str, guard: Mapping[str, Any], train: Part, test: Part) -> Path:
+
+def write(
+    root: Path, name: str, guard: Mapping[str, Any], train: Part, test: Part, holdout: int = 0
+) -> Path:
     """Write the features of a category below `root` and return its folder, which appears whole.
 
-    `guard` holds, by configuration key, what features depend on apart from the images. A folder
+    `guard` holds, by configuration key, what features depend on apart from the images. The last
+    `holdout` images of `train` are those that the data set sets aside for thresholds. A folder
     of older features is replaced. Raise UserError for a folder of anything else, a full disk or
     an unreadable image.
     """
@@ -62,7 +70,7 @@ def write(root: Path, name: str, guard: Mapping[str, Any], train: Part, test: Pa
     )
     with explained, atomic_folder(home) as temporary:
         about = _write_parts(temporary, name, train, test)
-        about |= {"version": _VERSION, "guard": _plain(guard)}
+        about |= {"version": _VERSION, "guard": _plain(guard), "holdout": holdout}
         text = json.dumps(about, indent=1)
         _about_file(temporary, name).write_text(text, encoding="utf-8")
     read(root, name, guard)

@@ -1,75 +1,76 @@
-"""Folders of images to records: what is normal, what is defective, which masks belong to it."""
+"""Where the categories are: below the folder that a user names, or one wrapper further down."""
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import TypeVar
 
 import numpy as np
 
-from datasets.mvtec import MaskFolder, canonical_name, report_order
+from datasets.layouts import read_category, recognise
+from datasets.records import Category, has_images, subfolders
 from utils.errors import UserError
-from utils.image import SUFFIXES, byte_order, is_image
+from utils.image import byte_order
+from utils.names import canonical_name, report_order
 
 T = TypeVar("T")
-NORMAL, DEFECTIVE, UNKNOWN = 0, 1, -1
-GOOD_NAMES = ("good", "ok", "normal")  # folders of normal images, in any case
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".txz")
 
 
-@dataclass(frozen=True)
-class Record:
-    """One image file. The label comes from its folder, never from a mask."""
+def find_category(root: Path, category: str, layout: str = "auto") -> Category:
+    """Read `<root>/<category>`, or `root` itself if it is a category.
 
-    path: Path
-    label: int  # NORMAL, DEFECTIVE or UNKNOWN
-    defect: str  # "good", the name of the defect's folder, or "unknown"
-    masks: tuple[Path, ...] = ()  # to be united; empty for normal images
-
-    @property
-    def has_truth(self) -> bool:
-        """Tell whether it is known for every pixel if it is defective."""
-        return self.label == NORMAL or bool(self.masks)
-
-
-@dataclass(frozen=True)
-class Category:
-    """The images of one product or material."""
-
-    name: str
-    root: Path
-    layout: str  # "mvtec" (with ground_truth/), "train_test" (without) or "good_only"
-    train: tuple[Record, ...]
-    test: tuple[Record, ...]
-
-
-def find_category(root: Path, category: str) -> Category:
-    """Read `<root>/<category>`, or `root` itself if it holds train/, test/ or images directly.
-
-    The category may be written as an alias ("metal nut"). A category that is `root` itself
-    takes the folder's name. Raise UserError if nothing fits or a stem occurs twice in a folder.
+    The category may be written as an alias ("metal nut"); it may also be in an AI Studio data set
+    (`<root>/data<number>`), and in the only folder of either. A category that is `root` itself
+    takes the folder's name. Raise UserError if nothing fits, if it is there twice, or if its
+    folders are not arranged as `layout` (`data.layout`) has it.
     """
     _require_folder(root)
-    folder = _subfolder(root, category)
-    if folder is None and (_has_splits(root) or _image_files(root)):
-        folder = root
-    if folder is None:
-        known = ", ".join(_category_folders(root)) or "none"
+    named = [folder for place in _places(root) for folder in _named(place, category)]
+    distinct = {_unwrapped(folder).resolve(): folder for folder in reversed(named)}  # links are one
+    found = [f for f in distinct.values() if _may_be_read(_unwrapped(f))][::-1] or named[:1]
+    if len(found) > 1:
         raise UserError(
-            f"{root}: no category '{category}' (found: {known}); "
-            "expected a folder of that name, or train/ and test/, or images in it"
+            f"{root}: '{category}' is in {len(found)} places: {', '.join(map(str, found))}; "
+            "give the folder above one of them as --data"
         )
-    return _read_category(folder)
+    if found:
+        name = found[0].resolve().name
+        return replace(read_category(_unwrapped(found[0]), layout), name=name)
+    known = _names(root, layout)
+    if not known and _may_be_read(root):
+        return read_category(root, layout)
+    if not known:
+        _explain_archives(root, layout)
+    raise UserError(
+        f"{root}: no category '{category}' (found: {', '.join(known) or 'none'}); "
+        "expected a folder of that name, or train/ and test/, or images in it"
+    )
 
 
-def find_categories(root: Path) -> list[str]:
-    """List the categories under `root` in table order; `[its name]` if `root` itself is one."""
+def find_categories(root: Path, layout: str = "auto") -> list[str]:
+    """List the categories under `root` in table order; `[its name]` if `root` itself is one.
+
+    Folders of nothing but images count as categories if `layout` is "folder".
+    """
     _require_folder(root)
-    names = _category_folders(root)
-    if not names and (_has_splits(root) or _image_files(root)):
+    names = _names(root, layout)
+    if not names and _may_be_read(root):
         names = [root.resolve().name]
     if not names:
-        raise UserError(f"{root}: no categories here; looked for <category>/train/good and train/")
+        _explain_archives(root, layout)
+        raise UserError(
+            f"{root}: no categories here; looked for <category>/train/good and train/, and for the "
+            "layouts of data.layout (folder: also for folders of nothing but images)"
+        )
     return names
+
+
+def is_category(root: Path) -> bool:
+    """Tell whether `root` is itself the folder of a category, in whatever layout."""
+    return root.is_dir() and not _names(root, "auto") and _may_be_read(root)
 
 
 def split_holdout(
@@ -93,93 +94,58 @@ def split_holdout(
     return train, tuple(record for i, record in enumerate(records) if i in chosen)
 
 
-def subfolders(folder: Path) -> list[Path]:
-    """List the folders in `folder`, byte-wise, without hidden ones; empty if it does not exist."""
-    if not folder.is_dir():
-        return []
-    found = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
-    return sorted(found, key=byte_order)
-
-
-def is_good_name(name: str) -> bool:
-    """Tell whether a folder name means normal images."""
-    return name.lower() in GOOD_NAMES
-
-
 def _require_folder(root: Path) -> None:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; give the folder that holds the categories")
 
 
-def _has_splits(folder: Path) -> bool:
-    return (folder / "train").is_dir() or (folder / "test").is_dir()
+def _may_be_read(folder: Path) -> bool:
+    return recognise(folder) is not None or has_images(folder)
 
 
-def _category_folders(root: Path) -> list[str]:
-    return report_order(folder.name for folder in subfolders(root) if _has_splits(folder))
+def _places(root: Path) -> list[Path]:
+    """Return the folders whose folders may be categories: `root`, AI Studio's, what these wrap."""
+    attached = [f for f in subfolders(root) if re.fullmatch(r"data\d+", f.name)]
+    places = [root, *(folder for folder in attached if not _may_be_read(folder))]
+    inside = [_unwrapped(folder) for folder in places]
+    return list(dict.fromkeys([*places, *(f for f in inside if not _may_be_read(f))]))
 
 
-def _subfolder(root: Path, category: str) -> Path | None:
-    if (root / category).is_dir():
-        return root / category
+def _unwrapped(folder: Path) -> Path:
+    """Return the one folder in `folder` if there is nothing else to read there."""
+    inside = subfolders(folder)
+    return inside[0] if len(inside) == 1 and not _may_be_read(folder) else folder
+
+
+def _named(place: Path, category: str) -> list[Path]:
+    if (place / category).is_dir():
+        return [place / category]
     wanted = canonical_name(category)
-    same = (folder for folder in subfolders(root) if canonical_name(folder.name) == wanted)
-    return next(same, None)
+    return [folder for folder in subfolders(place) if canonical_name(folder.name) == wanted]
 
 
-def _read_category(folder: Path) -> Category:
-    name = folder.resolve().name
-    if _has_splits(folder):
-        layout = "mvtec" if (folder / "ground_truth").is_dir() else "train_test"
-        return Category(name, folder, layout, _train_records(folder), _test_records(folder))
-    train = _records(folder, NORMAL, "good")
-    if not train:
+def _names(root: Path, layout: str) -> list[str]:
+    folders = [folder for place in _places(root) for folder in subfolders(place)]
+    names = [folder.name for folder in folders if recognise(_same_inside(folder))]
+    if not names and layout == "folder" and not _may_be_read(root):
+        names = [folder.name for folder in folders if has_images(folder)]
+    return report_order(dict.fromkeys(names))
+
+
+def _same_inside(folder: Path) -> Path:
+    """Return <name>/<name>, as unpacking an archive in a folder of its own makes it."""
+    inside = _unwrapped(folder)
+    return inside if canonical_name(inside.name) == canonical_name(folder.name) else folder
+
+
+def _explain_archives(root: Path, layout: str) -> None:
+    """Raise UserError if what should hold categories holds an archive."""
+    files = (path for place in _places(root) for path in sorted(place.iterdir(), key=byte_order))
+    visible = (path for path in files if path.is_file() and not path.name.startswith("."))
+    archive = next((path for path in visible if path.name.lower().endswith(_ARCHIVES)), None)
+    if archive:
+        name = "mvtec" if layout in ("auto", "folder") else layout
         raise UserError(
-            f"{folder}: no data set here; looked for train/good, train/ok, train/normal, test/ "
-            f"and for images ({' '.join(SUFFIXES)})"
+            f"{archive}: is an archive; unpack it with python -m datasets.download {name} "
+            f"--archive {quote(str(archive))} --to {quote(str(root))}"
         )
-    return Category(name, folder, "good_only", train, ())
-
-
-def _train_records(folder: Path) -> tuple[Record, ...]:
-    train = folder / "train"
-    if not train.is_dir():
-        return ()
-    good = [sub for sub in subfolders(train) if is_good_name(sub.name)] or [train]
-    records = tuple(record for sub in good for record in _records(sub, NORMAL, "good"))
-    if not records and good == [train] and subfolders(train):
-        raise UserError(f"{train}: none of its folders is called {', '.join(GOOD_NAMES)}")
-    return records
-
-
-def _test_records(folder: Path) -> tuple[Record, ...]:
-    test = folder / "test"
-    if not test.is_dir():
-        return ()
-    records = list(_records(test, UNKNOWN, "unknown"))
-    for sub in subfolders(test):
-        if is_good_name(sub.name):
-            records += _records(sub, NORMAL, "good")
-        else:
-            masks = MaskFolder(folder / "ground_truth" / sub.name)
-            records += _records(sub, DEFECTIVE, sub.name, masks)
-    return tuple(records)
-
-
-def _records(
-    folder: Path, label: int, defect: str, masks: MaskFolder | None = None
-) -> tuple[Record, ...]:
-    files = _image_files(folder)
-    by_stem: dict[str, Path] = {}
-    for file in files:
-        other = by_stem.setdefault(file.stem, file)
-        if other != file:
-            raise UserError(
-                f"{folder}: {other.name} and {file.name} share a stem, by which masks are found; "
-                "rename or remove one"
-            )
-    return tuple(Record(f, label, defect, masks.of(f.stem) if masks else ()) for f in files)
-
-
-def _image_files(folder: Path) -> list[Path]:
-    return sorted((path for path in folder.iterdir() if is_image(path)), key=byte_order)

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 
-from datasets.folder import DEFECTIVE, NORMAL, Record, is_good_name
-from datasets.mvtec import MaskFolder
+from datasets.records import Record
 from utils.errors import UserError
 from utils.image import Size, image_size, read_image, read_mask, resize_mask, to_input
 
@@ -45,26 +43,6 @@ def load_masks(
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         loaded = list(pool.map(lambda record: _load_mask(record, size), records))
     return [mask for mask, _ in loaded], sum(differs for _, differs in loaded)
-
-
-def known_label(image: Path) -> int | None:
-    """Return 0 or 1 for an image in `test/<folder>/` or `train/<folder>/`, else None."""
-    folder = image.resolve().parent
-    if folder.parent.name not in ("train", "test"):
-        return None
-    return NORMAL if is_good_name(folder.name) else DEFECTIVE
-
-
-def known_mask(image: Path) -> np.ndarray | None:
-    """Return the ground truth (H, W) bool of a test image in a data set's folders, if there is one.
-
-    Looked for where MVTec AD keeps it: `ground_truth/<defect>` beside `test/<defect>/<image>`.
-    """
-    defect = image.resolve().parent
-    if defect.parent.name != "test":
-        return None
-    masks = MaskFolder(defect.parents[1] / "ground_truth" / defect.name).of(image.stem)
-    return load_mask(Record(image, DEFECTIVE, defect.name, masks)) if masks else None
 
 
 def _load_mask(record: Record, size: Size | None) -> tuple[np.ndarray, bool]:

@@ -21,11 +21,12 @@ from utils.safe_pickle import read_pdparams
 FORMAT = 1
 # What a resumed run may set anew: where things are, how fast, how often, how long.
 MAY_CHANGE = (
-    "data.root", "data.workers", "data.cache", "data.cache_dir", "train.epochs",
+    "data.root", "data.layout", "data.workers", "data.cache", "data.cache_dir", "train.epochs",
     "train.log_every", "train.patience", "model.weights",
 )  # fmt: skip
 HEAD, OPTIMIZER, META = "head.safetensors", "optimizer.safetensors", "meta.json"
 PADDLE_HEAD = "head.pdparams"  # the same weights in the form that Paddle users expect
+BACKBONE = "backbone.safetensors"  # beside the checkpoints of a run that came with its own
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,7 @@ class Checkpoint:
         """Put the trained weights into a detector; `UserError` if the names or shapes differ."""
         path = self.folder / HEAD
         state = _read_tensors(path) if path.exists() else _read_pdparams(self.folder)
-        expected = detector.head_state()
-        for name, tensor in expected.items():
-            if name not in state or list(state[name].shape) != list(tensor.shape):
-                raise UserError(
-                    f"{self.folder / HEAD}: '{name}' is missing or has another shape; "
-                    "the file belongs to another configuration"
-                )
-        extra = sorted(set(state) - set(expected))
-        if extra:
-            raise UserError(f"{self.folder / HEAD}: unknown entry '{extra[0]}'")
-        for name, tensor in expected.items():
-            tensor.set_value(paddle.to_tensor(state[name]))
+        fill_head(detector, state, str(self.folder / HEAD))
 
     def load_optimizer(self, detector: nn.Layer, optimizer: paddle.optimizer.Optimizer) -> None:
         """Put back the optimizer's accumulators, by the names of the detector's parameters."""
@@ -66,6 +56,22 @@ class Checkpoint:
                 f"that was written with {HEAD}"
             )
         optimizer.set_state_dict(values)
+
+
+def fill_head(detector: nn.Layer, state: Mapping[str, np.ndarray], where: str) -> None:
+    """Put trained weights into a detector; `UserError` if the names or shapes differ."""
+    expected = detector.head_state()
+    for name, tensor in expected.items():
+        if name not in state or list(state[name].shape) != list(tensor.shape):
+            raise UserError(
+                f"{where}: '{name}' is missing or has another shape; "
+                "the file belongs to another configuration"
+            )
+    extra = sorted(set(state) - set(expected))
+    if extra:
+        raise UserError(f"{where}: unknown entry '{extra[0]}'")
+    for name, tensor in expected.items():
+        tensor.set_value(paddle.to_tensor(state[name]))
 
 
 def save(
@@ -177,7 +183,7 @@ def remove_run(folder: Path) -> None:
     """Delete the checkpoints and logs of a run; anything else in the folder stays."""
     for name in ("last", "last.old", "vdl", *(path.name for path in folder.glob("best*"))):
         shutil.rmtree(folder / name, ignore_errors=True)
-    for name in ("train.log", "log.jsonl"):
+    for name in ("train.log", "log.jsonl", BACKBONE):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -15,21 +15,15 @@ from tqdm import tqdm
 
 from datasets import extracted
 from datasets.feature_cache import FeatureCache, cache_key
-from datasets.folder import (
-    DEFECTIVE,
-    NORMAL,
-    UNKNOWN,
-    Category,
-    Record,
-    find_categories,
-    find_category,
-    split_holdout,
-)
-from datasets.mvtec import canonical_name
+from datasets.folder import find_categories, find_category, is_category, split_holdout
+from datasets.records import DEFECTIVE, NORMAL, UNKNOWN, Category, Record
 from datasets.transforms import load_inputs, load_masks
 from engine.batches import Augment, Read, Source, in_order, read_ahead
 from utils.config import Config
+from utils.errors import UserError
+from utils.names import canonical_name
 
+DEFAULT = ("bottle",)  # the category to train if none is given
 SCALES = {"csflow": 3}  # sizes of the image that the backbone sees, where it is more than one
 
 
@@ -58,22 +52,28 @@ class TrainingInputs:
     digest: str
     test: LabelledSet
     sources: Callable[[paddle.nn.Layer], tuple[Source, Source]]
+    validation: bool = False  # held out are the images that the data set has for it
 
 
 def find_trainable(config: Config, wanted: Sequence[str]) -> list[Category]:
     """Return the categories to train, by name; "all" means every one there is.
 
-    If `data.root` is itself a category, it may be called anything.
+    If `data.root` is itself a category, it may be called anything. No name at all means that
+    category, or else bottle.
     """
     data = config.data
     root = Path(data.features or data.root)
     if data.features:
+        wanted = wanted or DEFAULT
         known = {canonical_name(name): name for name in extracted.names(root)}
         names = [known.get(canonical_name(name), name) for name in wanted]
         names = list(known.values()) if "all" in wanted else names
         return [Category(name, root, "features", (), ()) for name in names]
-    names = find_categories(root) if "all" in wanted else list(wanted)
-    found = [find_category(root, name) for name in names]
+    if not wanted and is_category(root):
+        return [find_category(root, root.resolve().name, data.layout)]
+    wanted = wanted or DEFAULT
+    names = find_categories(root, data.layout) if "all" in wanted else list(wanted)
+    found = [find_category(root, name, data.layout) for name in names]
     if len(found) == 1 and "all" not in wanted:
         same = canonical_name(wanted[0]) == canonical_name(found[0].name)
         found = found if same else [replace(found[0], name=wanted[0])]
@@ -86,12 +86,25 @@ def training_inputs(
     """Return the inputs of a category: its images, or with `data.features` the arrays of them."""
     if config.data.features:
         return _from_arrays(config, category.name, weight_hash)
-    train, holdout = split_holdout(category.train, config.data.holdout, config.train.seed)
+    train, holdout = _training_split(category, config)
     key = data_digest([*train, *holdout], config, weight_hash)
     return TrainingInputs(
         len(train), len(holdout), key, labelled_set(category.test, config, detector),
         lambda detector: _feature_sources(detector, train, holdout, config, key),
+        validation=bool(category.holdout),
     )  # fmt: skip
+
+
+def _training_split(
+    category: Category, config: Config
+) -> tuple[tuple[Record, ...], tuple[Record, ...]]:
+    """Return what to train on and what to hold out: the data set's own choice, or a random one."""
+    if category.train and category.holdout:
+        return category.train, category.holdout
+    try:
+        return split_holdout(category.train, config.data.holdout, config.train.seed)
+    except UserError as error:
+        raise UserError(f"{category.root}: {error}") from None
 
 
 def labelled_set(
@@ -187,7 +200,12 @@ def _from_arrays(config: Config, name: str, weight_hash: str) -> TrainingInputs:
     """Read what extract_features.py wrote; the split depends on the seed, as for images."""
     data = config.data
     found = extracted.read(Path(data.features or ""), name, feature_guard(config, weight_hash))
-    train, holdout = split_holdout(range(len(found.train[0])), data.holdout, config.train.seed)
+    count, holdout_count = len(found.train[0]), found.holdout
+    if holdout_count:
+        both = range(count)
+        train, holdout = tuple(both[:-holdout_count]), tuple(both[-holdout_count:])
+    else:
+        train, holdout = split_holdout(range(count), data.holdout, config.train.seed)
     records = [
         Record(Path(path), NORMAL if label == 0 else DEFECTIVE, defect)
         for path, label, defect in zip(found.paths, found.labels, found.defects, strict=True)
@@ -195,8 +213,9 @@ def _from_arrays(config: Config, name: str, weight_hash: str) -> TrainingInputs:
     test = LabelledSet(records, Source(len(records), _rows(found.test, range(len(records))), list))
     parts = [Source(len(part), _rows(found.train, part), list) for part in (train, holdout)]
     return TrainingInputs(
-        len(train), len(holdout), found.digest, test, lambda detector: (parts[0], parts[1])
-    )
+        len(train), len(holdout), found.digest, test, lambda detector: (parts[0], parts[1]),
+        validation=bool(found.holdout),
+    )  # fmt: skip
 
 
 def _rows(levels: Sequence[np.ndarray], chosen: ArrayLike) -> Read:

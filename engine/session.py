@@ -14,8 +14,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from datasets.folder import DEFECTIVE, NORMAL
-from datasets.mvtec import canonical_name, report_order
+from datasets.records import DEFECTIVE, NORMAL
 from engine import checkpoint
 from engine.batches import Source, in_order
 from engine.checkpoint import Checkpoint
@@ -31,11 +30,12 @@ from models.scoring.cflow import maps_relative_to_set
 from utils.config import Config, differences, override
 from utils.constraints import needs_test
 from utils.errors import UserError
+from utils.names import canonical_name, report_order
 
 RESULTS = Path("results")
 EVALUATION_MAY_CHANGE = (
-    "data.root", "data.workers", "data.features", "eval.batch_size", "eval.size", "eval.norm",
-    "nfa.high_precision", "export.dir",
+    "data.root", "data.layout", "data.workers", "data.features", "eval.batch_size", "eval.size",
+    "eval.norm", "nfa.high_precision", "export.dir",
 )  # fmt: skip
 BEST_METRICS = {"auroc": "pixel_auroc", "aupro": "aupro_0.3", "miou": "miou_oracle"}
 
@@ -73,17 +73,24 @@ def chosen_category(exp_dir: str, given: str | None) -> str:
     return "bottle"
 
 
-def new_detector(config: Config, *, allow_random: bool) -> tuple[Detector, dict[str, Any]]:
-    """Build an untrained detector with backbone weights; return it and where those came from."""
+def new_detector(
+    config: Config, *, allow_random: bool, weights: Path | None = None
+) -> tuple[Detector, dict[str, Any]]:
+    """Build an untrained detector with backbone weights; return it and where those came from.
+
+    `weights` is a file of them, in the place of `model.weights`.
+    """
     try:
         detector = build_detector(
             dataclasses.asdict(config.model), config.train.seed, dataclasses.asdict(config.nfa)
         )
     except ValueError as error:
         raise UserError(f"model: {error}") from None
+    if weights is None and config.model.weights:
+        weights = Path(config.model.weights)
     info = load_weights(
         detector.backbone,
-        Path(config.model.weights) if config.model.weights else None,
+        weights,
         allow_random=allow_random,
         seed=config.train.seed,
     )
@@ -96,7 +103,12 @@ def open_detector(
     """Load a trained detector: its checkpoint, the network, and thresholds if they are fitted."""
     found = checkpoint.open_run(run_folder(exp_dir, category), which)
     trained_on = found.meta["backbone"]
-    detector, info = new_detector(found.config, allow_random=trained_on["origin"] == "random")
+    own = found.folder.parent / checkpoint.BACKBONE
+    detector, info = new_detector(
+        found.config,
+        allow_random=trained_on["origin"] == "random",
+        weights=own if own.is_file() else None,
+    )
     if info["sha256"] != trained_on["sha256"]:
         raise UserError(
             f"{found.folder}: trained on backbone weights {trained_on['sha256'][:12]} "

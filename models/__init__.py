@@ -48,7 +48,7 @@ def _fastflow(
 ) -> tuple[Flow, Scorer]:
     names = (
         "steps", "hidden_ratio", "conv3x3_only", "coupling", "clamp", "alpha", "norm",
-        "norm_momentum", "global_scale", "loss_norm", "init",
+        "norm_momentum", "global_scale", "loss_norm", "init", "permute",
     )  # fmt: skip
     flow = FastFlow(channels, sizes, rng=rng, **_chosen(model, names))
     return flow, FastFlowScorer(sizes, tuple(model["input_size"]), **_chosen(model, SCORING))
@@ -78,7 +78,7 @@ def _csflow(
 def _uflow(
     model: Mapping[str, Any], channels: list[int], sizes: Sizes, rng: np.random.Generator
 ) -> tuple[Flow, Scorer]:
-    names = ("steps", "hidden_ratio", "clamp", "alpha", "norm", "loss", "init")
+    names = ("steps", "hidden_ratio", "clamp", "alpha", "norm", "loss", "init", "permute")
     flow = UFlow(channels, sizes, rng=rng, **_chosen(model, names))
     return flow, FastFlowScorer(sizes, tuple(model["input_size"]), **_chosen(model, SCORING))
 

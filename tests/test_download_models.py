@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import download_models
-from datasets.mvtec import CATEGORIES
 from tests.small_run import script
 from utils.errors import UserError
+from utils.names import CATEGORIES
 
 PAGE = b"\xef\xbb\xbf\n <!DOCTYPE html><html><body>Access denied</body></html>"
 

@@ -69,11 +69,12 @@ def test_what_is_said(data, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     folder = tmp_path / "f/bottle"
     size = sum(file.stat().st_size for file in folder.iterdir()) / 1e6
-    assert lines[0] == f"[bottle] 8 training and 9 test images: {size:.1f} MB in {folder}"
-    words = shlex.split(lines[1])  # paths may have spaces
+    assert lines[0].startswith(f"[bottle] MVTec AD layout in {data / 'bottle'}: 8 train, 9 test (6")
+    assert lines[1] == f"[bottle] 8 training and 9 test images: {size:.1f} MB in {folder}"
+    words = shlex.split(lines[2])  # paths may have spaces
     assert words[-3].endswith(f"{PRESET}.yaml")
     assert words[-2:] == ["-o", f"data.features={tmp_path / 'f'}"]
-    assert len(lines) == 2
+    assert len(lines) == 3
 
 
 def test_training_from_them_is_training_from_the_images(data, features, tmp_path):
@@ -122,8 +123,8 @@ def test_what_is_left_out_is_said(data, tmp_path, capsys):
     shutil.copy(bottle / "test/good/000.png", bottle / "test/loose.png")
     extract(tmp_path / "data", tmp_path / "f", "-o", "data.rotation=5")
     out = capsys.readouterr().out
-    assert "[bottle] train/: only good is read; masks, scratched is left out" in out
-    assert "[bottle] test/: 1 image(s) outside of its folders have no label; left out" in out
+    assert "[bottle] left out: folders in train/ that are not used: masks, scratched" in out
+    assert "9 test (6 defective), masks for 6, 1 unlabelled" in out
     assert "[bottle] data.rotation is left out: features cannot be turned" in out
     assert "8 training and 9 test images" in out
 

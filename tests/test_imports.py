@@ -17,6 +17,7 @@ WIRING = ("engine.session", "engine.inputs")
 L0 = ("metrics", *(f"utils.{name}" for name in (
     "config", "image", "files", "errors", "visualize", "predictions", "safe_pickle", "cli",
     "report", "schema", "constraints", "animate", "download", "tiling",
+    "names",
 )))  # fmt: skip
 
 
@@ -77,7 +78,7 @@ def _check(name: str, allowed: tuple[str, ...]) -> None:
 
 
 def test_the_reader_of_imports_sees_them():
-    assert {"engine.checkpoint", "models", "datasets.folder"} <= IMPORTS["engine.session"]
+    assert {"engine.checkpoint", "models", "datasets.records"} <= IMPORTS["engine.session"]
     assert "models.flows.ops" in IMPORTS["models.flows.layers"]
     assert "engine.session" in IMPORTS["train"]  # inside a function
     assert "utils.cli" in IMPORTS["predict"]

@@ -15,6 +15,7 @@ import yaml
 
 from utils import constraints
 from utils.errors import UserError
+from utils.names import canonical_name
 from utils.schema import (
     MODEL_SECTIONS,
     SECTIONS,
@@ -49,10 +50,16 @@ class Config:
         }
 
     def for_category(self, category: str) -> "Config":
-        """Return the configuration with the values of `per_category` for this one applied."""
+        """Return the configuration with the values of `per_category` for this one applied.
+
+        Names may be of any data set; their spelling does not matter ("Metal Nut", "metal_nut").
+        """
         plain = self.to_dict()
-        for key, value in plain.pop("per_category").get(category, {}).items():
-            _assign(plain, key, value, f"per_category.{category}")
+        wanted = canonical_name(category)
+        for name, values in plain.pop("per_category").items():
+            if canonical_name(name) == wanted:
+                for key, value in values.items():
+                    _assign(plain, key, value, f"per_category.{name}")
         return from_dict(plain, f"per_category.{category}")
 
 
@@ -149,8 +156,14 @@ def _section(
 def _per_category(plain: Mapping[str, Any], sections: dict[str, Any], where: str) -> dict:
     table = dict(plain.get("per_category") or {})
     base = {name: dataclasses.asdict(section) for name, section in sections.items()}
+    seen: dict[str, str] = {}
     for category, values in table.items():
         place = f"{where}: per_category.{category}"
+        if not isinstance(category, str):
+            raise UserError(f"{place}: the name is not text to YAML; put it in quotes")
+        other = seen.setdefault(canonical_name(category), category)
+        if other != category:
+            raise UserError(f"{place}: is '{other}' in another spelling; merge the two")
         if not isinstance(values, Mapping):
             raise UserError(f"{place} is {values!r}; it must hold 'section.key: value' lines")
         changed = {name: dict(section) for name, section in base.items()}

@@ -12,6 +12,7 @@ from typing import Any
 
 from utils import cli
 from utils.errors import UserError
+from utils.names import OBJECTS, TEXTURES
 
 Row = Mapping[str, Any]
 Columns = Sequence[tuple[str, str]]  # title, metric
@@ -45,12 +46,6 @@ FURTHER = {  # tables below the first, for rows that have these values
     ),
 }
 ORACLE = "* uses test labels (F1-max, oracle): not a threshold that can be deployed."
-# Order and groups of MVTec AD's published tables.
-TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
-OBJECTS = (
-    "bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush",
-    "transistor", "zipper",
-)  # fmt: skip
 
 
 def with_means(rows: Sequence[Row]) -> list[Row]:

@@ -26,6 +26,7 @@ class FastFlowModel(BackboneKeys):
     steps: int = 8  # coupling steps per level
     hidden_ratio: float = 1.0  # hidden channels of a subnet / its input channels
     conv3x3_only: bool = True  # false: kernels alternate 3, 1, 3, …
+    permute: Literal["hard", "soft"] = "hard"  # permutations, or rotations as some files have them
     clamp: Literal["tanh", "tanh_scaled", "atan"] = "tanh"
     alpha: float = 2.0  # bound of the clamped log-scale
     norm: Literal["layer", "batch", "none"] = "layer"  # between backbone and flow
@@ -77,6 +78,7 @@ class UFlowModel(BackboneKeys):
     flow: Literal["uflow"] = "uflow"
     steps: int = 4
     hidden_ratio: float = 1.0
+    permute: Literal["hard", "soft"] = "hard"
     clamp: Literal["tanh", "tanh_scaled", "atan"] = "tanh"
     alpha: float = 2.0
     norm: Literal["layer", "none"] = "layer"
@@ -102,10 +104,15 @@ class DataSection:
     """Section `data`."""
 
     root: str = "data"
+    # how the folders of a category are arranged; auto: as what they look like
+    layout: Literal[
+        "auto", "mvtec", "mvtec2", "visa", "btad", "mpdd", "mtd", "kolektor", "folder"
+    ] = "auto"
     # pil: antialiased bilinear; lanczos: antialiased Lanczos; cv2: plain bilinear
     resize: Literal["pil", "lanczos", "cv2"] = "pil"
     rotation: float = 0.0  # training images are turned by up to so many degrees, at random
-    holdout: float = 0.1  # share of train/good that selects the model and fits thresholds
+    # share of train/good that selects the model and fits thresholds, where there is no validation/
+    holdout: float = 0.1
     workers: int = 2  # threads that read images
     cache: bool = True  # keep the frozen features of the training images on disk
     cache_dir: str = ".feature_cache"

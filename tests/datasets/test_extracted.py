@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from datasets import extracted, levels
-from datasets.folder import DEFECTIVE, NORMAL, Record
+from datasets.records import DEFECTIVE, NORMAL, Record
 from utils.errors import UserError
 
 GUARD: dict[str, Any] = {

@@ -4,17 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from datasets.folder import (
-    DEFECTIVE,
-    NORMAL,
-    UNKNOWN,
-    Record,
-    find_categories,
-    find_category,
-    split_holdout,
-)
-from datasets.mvtec import CATEGORIES, MaskFolder, canonical_name, report_order
+from datasets.folder import find_categories, find_category, split_holdout
+from datasets.records import DEFECTIVE, NORMAL, UNKNOWN, MaskFolder, Record
 from utils.errors import UserError
+from utils.names import CATEGORIES, canonical_name, report_order
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -46,7 +39,7 @@ def mvtec(tmp_path: Path) -> Path:
 def test_mvtec_layout(mvtec: Path) -> None:
     category = find_category(mvtec, "metal_nut")
     root = mvtec / "metal_nut"
-    assert (category.name, category.root, category.layout) == ("metal_nut", root, "mvtec")
+    assert (category.name, category.root, category.layout) == ("metal_nut", root, "MVTec AD layout")
     assert [record.path.name for record in category.train] == ["000.png", "001.png", "002.png"]
     assert {record.label for record in category.train} == {NORMAL}
     assert category.test == (
@@ -85,8 +78,8 @@ def test_root_that_is_the_category(mvtec: Path, monkeypatch: pytest.MonkeyPatch)
 def test_names_of_the_normal_folder(tmp_path: Path, good: str) -> None:
     touch(tmp_path, f"train/{good}/a.bmp", "train/ko/b.bmp", f"test/{good}/c.TIF", "test/ko/d.webp")
     category = find_category(tmp_path, "01")
-    assert category.layout == "train_test"
     assert [(r.path.name, r.label, r.defect) for r in category.train] == [("a.bmp", 0, "good")]
+    assert category.left_out == ("folders in train/ that are not used: ko",)
     assert {(r.path.name, r.label, r.defect) for r in category.test} == {
         ("c.TIF", NORMAL, "good"),
         ("d.webp", DEFECTIVE, "ko"),
@@ -108,7 +101,8 @@ def test_folder_of_good_images_only(tmp_path: Path) -> None:
     touch(tmp_path / "parts", "b.jpg", "a.jpg", "list.csv")
     for root, name in ((tmp_path / "parts", "bottle"), (tmp_path, "parts")):
         category = find_category(root, name)
-        assert (category.name, category.layout, category.test) == ("parts", "good_only", ())
+        assert (category.name, category.layout) == ("parts", "plain folders, images only")
+        assert category.test == ()
         assert [record.path.name for record in category.train] == ["a.jpg", "b.jpg"]
 
 
@@ -149,12 +143,15 @@ def test_categories_in_the_order_of_the_tables(tmp_path: Path) -> None:
     names = ["zipper", "apple", "bottle", "Metal Nut", "carpet", "wood", "cable"]
     for name in names:
         touch(tmp_path / name, "train/good/a.png")
-    touch(tmp_path, "docs/picture.png", ".hidden/train/good/a.png", "readme.txt")
+    others = (".hidden/train/good/a.png", "__MACOSX/bottle/train/good/a.png", "readme.txt")
+    touch(tmp_path, "docs/picture.png", "preview.png", *others)
     expected = ["carpet", "wood", "bottle", "cable", "Metal Nut", "zipper", "apple"]
     assert find_categories(tmp_path) == expected
     assert find_categories(tmp_path / "bottle") == ["bottle"]
     with pytest.raises(UserError, match="no categories here"):
         find_categories(tmp_path / "bottle" / "train")
+    with pytest.raises(UserError, match=r"no category 'pear' \(found: carpet"):  # no stray picture
+        find_category(tmp_path, "pear")
 
 
 def test_fifteen_categories() -> None:
@@ -227,6 +224,6 @@ def test_other_real_sets(shared_data: Path) -> None:
     assert (len(tiles.train), len(tiles.test)) == (153, 112)
     assert all(record.has_truth for record in tiles.test)
     dummy = find_category(shared_data / "dummy_data", "bottle")
-    assert (dummy.name, dummy.layout) == ("dummy_data", "train_test")
+    assert (dummy.name, dummy.layout) == ("dummy_data", "MVTec AD layout")
     assert [record.label for record in dummy.test] == [1] * 8 + [0] * 8
     assert [record.has_truth for record in dummy.test] == [False] * 8 + [True] * 8

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.folder import DEFECTIVE, NORMAL, UNKNOWN, Record
-from datasets.transforms import known_label, known_mask, load_inputs, load_mask, load_masks
+from datasets.records import DEFECTIVE, NORMAL, UNKNOWN, Record
+from datasets.transforms import load_inputs, load_mask, load_masks
 from utils.errors import UserError
 from utils.image import read_image, to_input
 
@@ -27,22 +27,6 @@ def test_batch_agrees_with_the_one_resize(records: list[Record], method: str) ->
     expected = np.stack([to_input(read_image(r.path), (6, 9), method) for r in records])
     for workers in (1, 4):
         np.testing.assert_array_equal(load_inputs(records, (6, 9), method, workers), expected)
-
-
-def test_truth_of_a_test_image_is_found_beside_it(tmp_path: Path) -> None:
-    mask = np.zeros((5, 7), bool)
-    mask[1:3, 2:4] = True
-    for folder in ("test/cut", "test/good", "ground_truth/cut", "elsewhere"):
-        (tmp_path / folder).mkdir(parents=True)
-    for folder in ("test/cut", "test/good", "elsewhere"):
-        Image.fromarray(np.zeros((5, 7, 3), np.uint8)).save(tmp_path / folder / "1.png")
-    Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "ground_truth/cut/1_mask.png")
-    np.testing.assert_array_equal(known_mask(tmp_path / "test/cut/1.png"), mask)
-    assert known_mask(tmp_path / "test/good/1.png") is None
-    assert known_mask(tmp_path / "elsewhere/1.png") is None
-    labels = [known_label(tmp_path / name / "1.png") for name in ("test/cut", "test/good")]
-    assert labels == [DEFECTIVE, NORMAL]
-    assert known_label(tmp_path / "elsewhere/1.png") is None
 
 
 def test_error_in_a_thread_reaches_the_caller(records: list[Record], tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ MAY_BE_LEFT_OUT = {
     "data.workers", "data.cache", "data.cache_dir", "train.amp", "train.log_every",
     "train.test_epochs", "train.warmup_epochs", "train.drop_last", "model.norm_momentum",
     # what one flow, one backbone or one paper asks for
-    "model.padding", "model.before_norm", "model.last_block", "data.features", "data.rotation",
+    "model.padding", "model.before_norm", "model.last_block", "model.permute", "data.features",
+    "data.rotation",
     "train.sub_epochs", "train.fiber_batch", "train.fiber_remainder", "train.final_lr",
     "train.schedule_epochs", "train.betas", "train.epsilon", "train.best_by", "eval.norm",
     "nfa.method", "nfa.tail", "nfa.tests", "nfa.calibrate", "nfa.window", "nfa.probability",
@@ -240,6 +241,31 @@ def test_values_per_category(tmp_path):
     assert other.model.input_size == Config().model.input_size
     assert not own.per_category
     assert not other.per_category
+
+
+def test_values_per_category_of_any_data_set(tmp_path):
+    """Names are those of folders: BTAD's and the user's own, in any spelling."""
+    names = {"'01'": 1, "pcb1": 2, "My Part-7": 3, "钢板": 4}
+    lines = "".join(f"  {name}: {{train.epochs: {value}}}\n" for name, value in names.items())
+    c = load(written(tmp_path, f"per_category:\n{lines}"))
+    asked = ["01", "PCB1", "my_part_7", "钢板", "1"]
+    assert [c.for_category(name).train.epochs for name in asked] == [1, 2, 3, 4, 500]
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        (["01"], r"per_category\.1: the name is not text to YAML; put it in quotes"),
+        (
+            ["metal_nut", "Metal Nut"],
+            r"per_category\.Metal Nut: is 'metal_nut' in another spelling",
+        ),
+    ],
+)
+def test_names_per_category_that_cannot_be(tmp_path, names, words):
+    lines = "".join(f"  {name}: {{train.epochs: 1}}\n" for name in names)
+    with pytest.raises(UserError, match=words):
+        load(written(tmp_path, f"per_category:\n{lines}"))
 
 
 @pytest.mark.parametrize(
