@@ -9,13 +9,13 @@ import re
 import zipfile
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 
+from datasets.sources import choose
 from utils import cli
 from utils.download import Denied, Missing, fetch
 from utils.errors import UserError
-from utils.names import CATEGORIES, canonical_name
+from utils.names import CATEGORIES
 
 KINDS = ("auc", "pro", "miou")
 BASE_URL_VARIABLE = "FLOWAD_MODELS_URL"
@@ -45,7 +45,8 @@ def main(argv: Sequence[str] | None) -> int:
     """Fetch the models of the wanted categories; the ones that are there stay as they are."""
     args = parse(argv)
     folder = Path(args.models_dir)
-    files = [f"{kind}/{name}.ckpt" for kind in KINDS for name in wanted(args.categories)]
+    names = choose(args.categories, CATEGORIES, "-cat", "MVTec AD")
+    files = [f"{kind}/{name}.ckpt" for kind in KINDS for name in names]
     if (folder / "iou").is_dir():
         print(f"{folder / 'iou'}: U-Flow's other name of miou; rename it to keep its models")
     targets = {file: folder / file for file in files}
@@ -60,18 +61,6 @@ def main(argv: Sequence[str] | None) -> int:
             f"the server has no {', '.join(missing[:3])}{more}; fetch by hand into {folder}"
         )
     return 0
-
-
-def wanted(names: Sequence[str]) -> list[str]:
-    """Return the categories in the data set's spelling; "all" means all 15."""
-    if "all" in names:
-        return list(CATEGORIES)
-    found = dict.fromkeys(canonical_name(name) for name in names)
-    for name in found:
-        if name not in CATEGORIES:
-            near = get_close_matches(name, CATEGORIES, 1) or [f"one of {', '.join(CATEGORIES)}"]
-            raise UserError(f"-cat {name}: no category of MVTec AD; did you mean {near[0]}?")
-    return list(found)
 
 
 def base_url(given: str | None, folder: Path) -> str:

@@ -120,7 +120,9 @@ def _settings(
 ) -> dict[str, Any]:
     meta, model = found.meta, config.model
     which = found.folder.name
-    if which == "best":
+    if "converted" in meta:
+        which = meta["converted"]["file"]
+    elif which == "best":
         which += " on test" if config.train.select_on == "test" else " on hold-out"
     elif which != "last":
         which = f"{which.replace('_', ' by ')} on test"

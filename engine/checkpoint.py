@@ -161,6 +161,11 @@ def goes_on(folder: Path, config: Config, *, resume: bool, overwrite: bool) -> b
             f"{folder}: holds a run of {last.meta['progress']['epoch']} epochs; "
             "--resume goes on with it, --overwrite replaces it, --exp_dir names another"
         )
+    if "converted" in last.meta:
+        raise UserError(
+            f"{folder}: was converted from a file without an optimizer, so its training cannot go "
+            "on; --exp_dir names another run"
+        )
     check_same_run(last, config)
     return True
 

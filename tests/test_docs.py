@@ -18,7 +18,13 @@ from utils.config import known_keys, load
 from utils.errors import UserError
 from utils.schema import MODEL_SECTIONS
 
-DOCUMENTS = ("README.md", "README_cn.md", "CONTRIBUTING.md", "docs/commands.md")
+DOCUMENTS = (
+    "README.md",
+    "README_cn.md",
+    "CONTRIBUTING.md",
+    "docs/commands.md",
+    "docs/bring_your_own.md",
+)
 OURS = ("configs/", "deploy/", "docs/", "images/", "lite_data/", "test_tipc/", "requirements")
 
 
@@ -60,7 +66,12 @@ def _script(repo: Path, name: str) -> ModuleType:
 def _python(repo: Path, words: Sequence[str]) -> None:
     """Parse the arguments of a Python command with the script's own parser."""
     if words[0] == "-m":
-        assert words[1] == "pip" or importlib.util.find_spec(words[1]), words
+        name, given = words[1], words[2:]
+        assert name == "pip" or importlib.util.find_spec(name), words
+        if name == "convert":
+            name, given = f"convert.{given[0]}", given[1:]
+        if name.startswith(("convert.", "datasets.")):
+            importlib.import_module(name).parse(given)
         return
     args = _script(repo, words[0]).parse(words[1:])
     if words[0] == "train.py":
@@ -109,7 +120,8 @@ def test_files_in_commands_exist(repo: Path) -> None:
 def test_flags_in_running_text_exist(repo: Path) -> None:
     scripts = [
         "train.py", "eval.py", "predict.py", "extract_features.py", "download_models.py",
-        "deploy/export_model.py", "deploy/infer.py", "utils/cli.py",
+        "deploy/export_model.py", "deploy/infer.py", "utils/cli.py", "datasets/download.py",
+        "convert/backbone.py", "convert/detector.py",
     ]  # fmt: skip
     flags = {"--install", "--help", "--master", "--nnodes"}  # the last two: Paddle's launcher
     for script in scripts:

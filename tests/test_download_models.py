@@ -13,6 +13,7 @@ import pytest
 
 import download_models
 from tests.small_run import script
+from utils import download
 from utils.errors import UserError
 from utils.names import CATEGORIES
 
@@ -72,6 +73,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.delenv("FLOWAD_MODELS_URL", raising=False)
+    monkeypatch.setattr(download, "PAUSES", (0, 0))
     Handler.asked.clear()
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=httpd.serve_forever, args=(0.05,))
@@ -207,7 +209,10 @@ DRIVE = r"auc/pill\.ckpt: .*; after too many downloads wait about 24 hours, or f
 )
 @pytest.mark.parametrize("there", [False, True])
 def test_failures(server: str, tmp_path: Path, kind: str, said: str, there: bool) -> None:
-    """One line, at the first of them; nothing half appears, and what was there stays."""
+    """One line, at the first of them; nothing half appears, and what was there stays.
+
+    A server that may be better in a moment is asked again.
+    """
     target = tmp_path / "auc/pill.ckpt"
     target.parent.mkdir()
     if there:
@@ -216,7 +221,7 @@ def test_failures(server: str, tmp_path: Path, kind: str, said: str, there: bool
         fetch(tmp_path, f"{server}/{kind}", "-cat", "pill", "-overwrite")
     assert "\n" not in str(caught.value)
     assert f"{server}/{kind}/auc/pill.ckpt" in str(caught.value)
-    assert len(Handler.asked) == 1
+    assert len(Handler.asked) == (3 if kind in ("cut", "reset", "500") else 1)
     assert files(tmp_path) == (["auc/pill.ckpt"] if there else [])
     if there:
         assert target.read_bytes() == b"mine"
@@ -254,7 +259,7 @@ def test_size_limit(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     monkeypatch.setattr(download_models, "LARGEST", 5)
-    with pytest.raises(UserError, match=r"more than the 5 |bytes are more than the 5 that"):
+    with pytest.raises(UserError, match=r"\d+ bytes are more than the 5 that"):
         fetch(tmp_path, f"{server}/{kind}", "-cat", "pill")
     assert files(tmp_path) == []
 
@@ -263,7 +268,7 @@ def test_size_limit_where_the_server_does_not_say(
     server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download_models, "LARGEST", 5)
-    with pytest.raises(UserError, match="more than the 5 bytes that such a file may have"):
+    with pytest.raises(UserError, match="bytes are more than the 5 that such a file may have"):
         fetch(tmp_path, f"{server}/half", "-cat", "pill")
     assert files(tmp_path) == []
 

@@ -18,6 +18,7 @@ SCRIPTS = ("quickstart.sh", "runtests.sh", "train.sh", ".ci/run")
 REQUIREMENTS = (
     "requirements.txt", "requirements-dev.txt", "requirements-onnx.txt",
     "requirements-openvino.txt", "requirements-visualdl.txt", "requirements-service.txt",
+    "requirements-torch.txt",
 )  # fmt: skip
 # What a package is imported as, where that is not its name.
 IMPORTED_AS = {
@@ -42,7 +43,9 @@ case "$1 $2" in
         case "$3" in
             --version) exit ;;
             show) [ -n "${FAKE_GPU:-}" ]; exit ;;
-            install) cat "${@: -1}" > "$CALLS.wanted" ;;
+            install) cat "${@: -1}" > "$CALLS.wanted"
+                [ -z "${FAKE_LACKS:-}" ] || ! grep "$FAKE_LACKS" "$CALLS.wanted" > /dev/null ||
+                    { echo "error: no such build" >&2; exit 1; } ;;
         esac ;;
     "-m venv") echo "$*" >> "$CALLS"; mkdir -p "${@: -1}/bin"; cp "$0" "${@: -1}/bin/python" ;;
     *) echo "$*" >> "$CALLS" ;;
@@ -322,6 +325,21 @@ def test_runtests_passes_the_exit_code_on(checkout: Checkout, script: str, fails
     assert [c for c in checks if checkout.called(f"-m {c}")] == expected
 
 
+def test_runtests_goes_on_without_pytorch(checkout: Checkout) -> None:
+    line = "PyTorch's CPU build is not to be had here (see .venv/torch.log): tests use the stored"
+    result = checkout.run("runtests.sh")
+    assert result.returncode == 0
+    assert line not in result.stdout
+    assert len(checkout.called("-m pip install")) == 3
+    (checkout.root / ".venv/installed-requirements-torch.txt").unlink()
+    result = checkout.run("runtests.sh", FAKE_LACKS="torch==")
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count(line) == 1
+    assert "no such build" not in result.stderr
+    assert "no such build" in (checkout.root / ".venv/torch.log").read_text()
+    assert checkout.called("-m pytest")
+
+
 @pytest.mark.slow
 def test_quickstart_for_real(repo: Path, tmp_path: Path) -> None:
     """One epoch through the whole chain, with this Python in place of an installation."""
@@ -399,7 +417,8 @@ def test_dev_requirements_are_what_the_tests_import(repo: Path) -> None:
     imported = _foreign_imports(
         repo, _source(repo, ["tests/**/*.py", "benchmarks/**/*.py", "test_tipc/**/*.py"])
     )
-    listed = _modules(_packages(repo / "requirements-dev.txt"))
+    development = ("requirements-dev.txt", "requirements-torch.txt")
+    listed = {m for name in development for m in _modules(_packages(repo / name))}
     run_time = _modules(_packages(repo / "requirements.txt"))
     assert listed - imported == {"ruff", "mypy"}
     assert imported - listed - run_time == set()
@@ -407,8 +426,9 @@ def test_dev_requirements_are_what_the_tests_import(repo: Path) -> None:
 
 @pytest.mark.parametrize("name", REQUIREMENTS)
 def test_requirements_have_both_ends(repo: Path, name: str) -> None:
+    expected = r"==[\d.]+(\+cpu)?" if "torch" in name else r">=[\d.]+,<[\d.]+"
     for package, versions in _packages(repo / name).items():
-        assert re.fullmatch(r">=[\d.]+,<[\d.]+", versions), f"{package} {versions}"
+        assert re.fullmatch(expected, versions), f"{package} {versions}"
 
 
 def test_python_range_is_the_same_everywhere(repo: Path) -> None:

@@ -4,10 +4,11 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar
 
-import numpy as np
 from paddle import Tensor, nn
 
 from utils.errors import UserError
+
+from .names import Arrays
 
 Taps = dict[int, tuple[int, int]]  # stride -> (index of the step, channels)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -96,7 +97,7 @@ class Backbone(nn.Layer):
         """Return the networks whose weights are loaded, by the prefix of their keys in a file."""
         return {"": self}
 
-    def translate(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def translate(self, arrays: Arrays) -> Arrays:
         """Bring the arrays of a weight file to the names and layouts of this network."""
         return arrays
 

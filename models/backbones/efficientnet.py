@@ -7,7 +7,9 @@ from paddle import Tensor, nn
 
 from utils.errors import UserError
 
+from . import names
 from .base import Backbone, Taps
+from .names import Arrays
 
 EPSILON = 1e-3  # of the batch norms, as in TensorFlow's EfficientNet
 # kernel, stride of the first block, expansion, output channels, blocks
@@ -86,6 +88,7 @@ class EfficientNetLite0(Backbone):
     taps: ClassVar[Taps] = {2: (1, 16), 4: (3, 24), 8: (5, 40), 16: (11, 112), 32: (16, 320)}
     numbered_keys = r"blocks\."
     first_numbered_step = 1  # step 0 is the stem
+    head_keys = names.EFFICIENTNET_HEAD
     mean = std = (0.5, 0.5, 0.5)
 
     def __init__(self, strides: Sequence[int], last_block: Literal[14, 15] = 15) -> None:
@@ -98,3 +101,7 @@ class EfficientNetLite0(Backbone):
 
     def steps(self) -> list[nn.Layer]:
         return [self.stem, *self.blocks]
+
+    def translate(self, arrays: Arrays) -> Arrays:
+        """Take the names of efficientnet_pytorch and timm."""
+        return names.rename(arrays, names.efficientnet([repeats for *_, repeats in STAGES]))

@@ -3,13 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal, NamedTuple, get_args
 
-import numpy as np
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from utils.errors import UserError
 
+from . import names
 from .base import Backbone, Taps
+from .names import Arrays
 
 Padding = Literal["tf_static", "symmetric"]
 
@@ -133,7 +134,7 @@ class EfficientNetB5(Backbone):
     taps: ClassVar[Taps] = {2: (3, 24), 4: (8, 40), 8: (13, 64), 16: (27, 176), 32: (36, 304)}
     numbered_keys = r"blocks\."
     first_numbered_step = 1  # step 0 is the stem
-    head_keys = ("_conv_head.", "_bn1.", "_fc.", "_conv.", "features.8.", "classifier.")
+    head_keys = (*names.EFFICIENTNET_HEAD, "_conv.", "features.8.")
 
     def __init__(self, strides: Sequence[int], padding: Padding = "tf_static") -> None:
         if padding not in get_args(Padding):
@@ -150,50 +151,29 @@ class EfficientNetB5(Backbone):
     def steps(self) -> list[nn.Layer]:
         return [self.stem, *self.blocks]
 
-    def translate(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Take names of efficientnet_pytorch, PaddleClas and torchvision."""
-        own = own_names()
-        renamed = {}
-        for key, array in arrays.items():
-            layer, dot, leaf = key.rpartition(".")
-            renamed[own.get(layer, layer) + dot + leaf] = array
-        return renamed
+    def translate(self, arrays: Arrays) -> Arrays:
+        """Take the names of efficientnet_pytorch, timm, PaddleClas and torchvision."""
+        return names.rename(arrays, own_names())
 
 
-# layers of a block: here, efficientnet_pytorch, PaddleClas, torchvision
-LAYER_NAMES = (
-    ("expand.conv", "_expand_conv", "_ecn._conv._conv._conv", "0.0"),
-    ("expand.norm", "_bn0", "_ecn._conv._bn", "0.1"),
-    ("depthwise.conv", "_depthwise_conv", "_dcn._conv._conv._conv", "1.0"),
-    ("depthwise.norm", "_bn1", "_dcn._conv._bn", "1.1"),
-    ("squeeze.reduce", "_se_reduce", "_se._conv1._conv", "2.fc1"),
-    ("squeeze.expand", "_se_expand", "_se._conv2._conv", "2.fc2"),
-    ("project.conv", "_project_conv", "_pcn._conv._conv._conv", "3.0"),
-    ("project.norm", "_bn2", "_pcn._conv._bn", "3.1"),
-)
-STEM_NAMES = {
-    "_conv_stem": "stem.conv",
-    "_bn0": "stem.norm",
-    "_ef._conv_stem._conv._conv._conv": "stem.conv",
-    "_ef._conv_stem._conv._bn": "stem.norm",
-    "features.0.0": "stem.conv",
-    "features.0.1": "stem.norm",
-}
+# Layers of a block of PaddleClas, in the order of `names.BLOCK`.
+PADDLE_CLAS = (
+    "_ecn._conv._conv._conv", "_ecn._conv._bn", "_dcn._conv._conv._conv", "_dcn._conv._bn",
+    "_se._conv1._conv", "_se._conv2._conv", "_pcn._conv._conv._conv", "_pcn._conv._bn",
+)  # fmt: skip
 
 
-def own_names() -> dict[str, str]:
+def own_names() -> names.Names:
     """Return the names of the layers in other projects' files -> the names here."""
-    names = dict(STEM_NAMES)
+    stem = ("stem.conv", "stem.norm")
+    known = names.efficientnet([repeats for *_, repeats in STAGES])
+    known |= names.pair("_ef._conv_stem._conv.", ("_conv._conv", "_bn"), "", stem)
+    known |= names.pair("features.0.", names.CONV_NORM, "", stem)
     for number, shape in enumerate(block_shapes()):
+        own = f"blocks.{number}."
         # PaddleClas's own quirk: two names for a block, and a dot at the end of it
         group = "_blocks" if shape.place == 0 else "block"
-        for own, lukemelas, paddle_clas, torchvision in LAYER_NAMES:
-            first, _, layer = torchvision.partition(".")
-            position = int(first) - (shape.expansion == 1)  # nothing stands for no expansion
-            for foreign in (
-                f"_blocks.{number}.{lukemelas}",
-                f"_ef.{group}.{number}..{paddle_clas}",
-                f"features.{shape.stage}.{shape.place}.block.{position}.{layer}",
-            ):
-                names[foreign] = f"blocks.{number}.{own}"
-    return names
+        known |= names.pair(f"_ef.{group}.{number}..", PADDLE_CLAS, own, names.BLOCK)
+        layers = names.torchvision_block(shape.expansion > 1, squeezes=True)
+        known |= names.pair(f"features.{shape.stage}.{shape.place}.", layers, own, names.BLOCK)
+    return known

@@ -1,6 +1,5 @@
 """DeiT-B/16 distilled and CaiT, run up to the tapped block and brought back to a map."""
 
-import re
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -13,6 +12,7 @@ from paddle.nn.initializer import Constant
 from utils.errors import UserError
 
 from .base import Backbone, Taps
+from .names import Arrays, rename
 
 # B images, N tokens, C channels, h heads
 PATCH = 16  # pixels per side
@@ -165,12 +165,9 @@ class Transformer(Backbone):
         side = self.image_size // PATCH
         return [patches.transpose([0, 2, 1]).reshape([0, self.width, side, side])]
 
-    def translate(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def translate(self, arrays: Arrays) -> Arrays:
         """Take names of timm, PaddleClas and PASSL, and PyTorch's (outputs, inputs) matrices."""
-        arrays = {
-            re.sub(r"^backbone\.", "", k).replace("patch_embed.patch_embed", "patch_embed.proj"): a
-            for k, a in arrays.items()
-        }
+        arrays = rename(arrays, {"patch_embed.patch_embed": "patch_embed.proj"})
         qkv = arrays.get("blocks.0.attn.qkv.weight", np.empty((1, 3)))
         if len(qkv) > qkv.shape[-1]:  # Paddle's is (C, 3·C)
             arrays = {key: a.T if a.ndim == 2 else a for key, a in arrays.items()}

@@ -4,30 +4,28 @@ import hashlib
 import os
 import re
 import sys
-import urllib.request
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
-from http.client import HTTPException
+from functools import partial
 from pathlib import Path
 from urllib.parse import urljoin
 
 import numpy as np
-from safetensors.numpy import load_file
-from tqdm import tqdm
 
+from utils.download import fetch, file_hash
 from utils.errors import UserError
-from utils.files import atomic_replace
 from utils.safe_pickle import read_pdparams
+from utils.weight_file import WeightFile, read_weight_file, tensors
 
 from .base import Backbone
+from .names import Arrays, below, unwrapped
 
 BUNDLED = Path(__file__).resolve().parents[2] / "pretrained"
 BUNDLED_NAME = "efficientnet_lite0"
 CACHE = Path("~/.cache/paddle/hapi/weights")  # shared with paddle.vision
 BASE_URL = "https://paddle-hapi.bj.bcebos.com/models/"
 BASE_URL_VARIABLE = "FLOWAD_WEIGHTS_URL"
-TIMEOUT = 20.0  # seconds without a byte
+LARGEST = 4 * 10**9  # bytes of a file; CaiT-M48 has 1.4 GB
 CLAS_URL = "https://paddle-imagenet-models-name.bj.bcebos.com/dygraph/"
 CAIT_URL = "https://passl.bj.bcebos.com/vision_transformers/cait/"
 # File at BASE_URL, or URL, and md5. Those of paddle.vision.models come with an md5; PaddleClas
@@ -100,52 +98,54 @@ def load_weights(
     )
 
 
-def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """Read a `.safetensors`, `.npz` or `.pdparams` file, name -> array; nothing is executed.
+def read_weights(path: Path) -> Arrays:
+    """Read the state dict in a file of weights of any form, as `state_dict` does."""
+    return state_dict(read_weight_file(path))
 
-    The names that PyTorch gives to the statistics of batch norms become Paddle's.
+
+def state_dict(file: WeightFile) -> Arrays:
+    """Return the state dict in a file of weights, name -> array.
+
+    The names that PyTorch gives to the statistics of batch norms become Paddle's; counters and
+    what wrappers put in front of all names go.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; it should hold backbone weights")
-    if path.suffix not in READERS:
-        raise UserError(f"{path}: unknown suffix; backbone weights are {', '.join(READERS)} files")
     try:
-        arrays = READERS[path.suffix](path)
-    except UserError:
-        raise
-    except Exception as error:  # a damaged file can break the readers in any way
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"{path}: damaged {path.suffix} file ({reason}); copy it again") from None
+        arrays = tensors(file.content)
+    except UserError as error:
+        raise UserError(f"{file.path}: {error}") from None
     for torch_name, name in (("running_mean", "_mean"), ("running_var", "_variance")):
         arrays = {re.sub(rf"\b{torch_name}$", name, key): a for key, a in arrays.items()}
-    return {k: a for k, a in arrays.items() if not k.endswith(".num_batches_tracked")}
+    return unwrapped({k: a for k, a in arrays.items() if not k.endswith(".num_batches_tracked")})
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as file:
-        return dict(file)
+def fit(backbone: Backbone, arrays: Arrays, source: str) -> tuple[Arrays, list[str]]:
+    """Bring what `read_weights` gives to the names and layouts of `backbone`, as float32.
 
-
-READERS: dict[str, Callable[[Path], dict[str, np.ndarray]]] = {
-    ".safetensors": load_file,
-    ".npz": _read_npz,
-    ".pdparams": read_pdparams,
-}
-
-
-def _load_file(backbone: Backbone, source: Path) -> WeightInfo:
-    arrays = read_weights(source)
+    Names carry the prefixes of `Backbone.parts`. Return also the names of what it does not use.
+    Raise `UserError` if names or shapes do not fit.
+    """
     parts = backbone.parts()
     strays = [key for key in arrays if not key.startswith(tuple(parts))]
     if strays:
         raise UserError(
             f"{source}: does not fit backbone {backbone.name}: keys begin with "
-            f"{' or '.join(parts)}, unlike {', '.join(strays[:3])}"
+            f"{' or '.join(parts)}, unlike {', '.join(strays[:3])}; join a file of each with "
+            f"python -m convert backbone FILE FILE --arch {backbone.name}"
         )
+    fitted: Arrays = {}
+    unused: list[str] = []
     for prefix, part in parts.items():
-        own = {k.removeprefix(prefix): a for k, a in arrays.items() if k.startswith(prefix)}
-        _fill(part, own, str(source))
-    info = WeightInfo(str(source), "file", _digest(source, "sha256"))
+        found, rest = _fit_part(part, below(prefix, arrays), source)
+        fitted |= {prefix + key: array for key, array in found.items()}
+        unused += [prefix + key for key in rest]
+    return fitted, unused
+
+
+def _load_file(backbone: Backbone, source: Path) -> WeightInfo:
+    arrays, _ = fit(backbone, read_weights(source), str(source))
+    for prefix, part in backbone.parts().items():
+        _fill(part, below(prefix, arrays))
+    info = WeightInfo(str(source), "file", file_hash(source, "sha256"))
     print(f"backbone {backbone.name}: weights from {info}", file=sys.stderr)
     return info
 
@@ -156,12 +156,12 @@ def _load_named(
     found = _find(backbone.name)
     note = ""
     if found is None and allow_random:
-        _fill(backbone, _random_arrays(backbone, seed), "random weights")
+        _fill(backbone, _random_arrays(backbone, seed))
         info = WeightInfo(f"seed {seed}", "random", backbone.weight_hash)
     else:
         path, shown, origin = found or _download(backbone.name, base_url)
-        _fill(backbone, read_weights(path), str(path))
-        info = WeightInfo(shown, origin, _digest(path, "sha256"))
+        _fill(backbone, fit(backbone, read_weights(path), str(path))[0])
+        info = WeightInfo(shown, origin, file_hash(path, "sha256"))
         if origin != "bundled" and PUBLISHED[backbone.name][1] is None:
             note = f"; unverified, as no md5 is published: its sha256 is {info.sha256}"
     print(f"backbone {backbone.name}: weights from {info}{note}", file=sys.stderr)
@@ -180,7 +180,7 @@ def _find(name: str) -> tuple[Path, str, str] | None:
     if name in PUBLISHED:
         address, md5 = PUBLISHED[name]
         cached = CACHE.expanduser() / _file_name(address)
-        if cached.is_file() and md5 in (None, _digest(cached, "md5")):
+        if cached.is_file() and md5 in (None, file_hash(cached, "md5")):
             return cached, str(cached), "cache"
     return None
 
@@ -197,12 +197,10 @@ def _download(name: str, base_url: str | None) -> tuple[Path, str, str]:
     url = server + _file_name(address) if server else urljoin(BASE_URL, address)
     path = CACHE.expanduser() / _file_name(address)
     try:
-        with atomic_replace(path) as temporary:
-            _fetch(url, temporary)
-            _check_received(temporary, md5)
-    except (OSError, HTTPException, ValueError) as error:
+        fetch(url, path, LARGEST, partial(_check_received, md5=md5))
+    except UserError as error:
         raise UserError(
-            f"no weights for backbone {name}: {url} failed ({error}); put that file"
+            f"no weights for backbone {name}: {error}; put that file"
             f"{f', with md5 {md5},' if md5 else ''} at {path}, or use the bundled weights: "
             f"model.backbone: {BUNDLED_NAME}"
         ) from None
@@ -210,33 +208,24 @@ def _download(name: str, base_url: str | None) -> tuple[Path, str, str]:
 
 
 def _check_received(path: Path, md5: str | None) -> None:
-    if md5 and _digest(path, "md5") != md5:
-        raise ConnectionError(f"the file received does not have md5 {md5}")
+    if md5 and file_hash(path, "md5") != md5:
+        raise UserError(f"the file received does not have md5 {md5}")
     try:  # a page of a proxy must not stay in the cache
         read_pdparams(path)
     except UserError:
-        raise ConnectionError("the file received holds no weights") from None
+        raise UserError("the file received holds no weights") from None
 
 
 def _file_name(address: str) -> str:
     return address.rpartition("/")[2]
 
 
-def _fetch(url: str, path: Path) -> None:
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response, path.open("wb") as file:
-        size = int(response.headers.get("Content-Length", 0))
-        with tqdm(total=size or None, unit="B", unit_scale=True, desc=url) as progress:
-            while block := response.read(1 << 20):
-                progress.update(file.write(block))
-        if file.tell() < size:
-            raise ConnectionError(f"connection lost after {file.tell()} of {size} bytes")
-
-
-def _fill(backbone: Backbone, arrays: dict[str, np.ndarray], source: str) -> None:
+def _fit_part(backbone: Backbone, arrays: Arrays, source: str) -> tuple[Arrays, list[str]]:
     arrays = backbone.translate(arrays)
     own = backbone.state_dict()
+    unused = [key for key in arrays if key not in own and backbone.is_unused_key(key)]
     missing = [key for key in own if key not in arrays]
-    extra = [key for key in arrays if key not in own and not backbone.is_unused_key(key)]
+    extra = [key for key in arrays if key not in own and key not in unused]
     wrong = [
         f"{key} {list(arrays[key].shape)} instead of {list(tensor.shape)}"
         for key, tensor in own.items()
@@ -249,11 +238,15 @@ def _fill(backbone: Backbone, arrays: dict[str, np.ndarray], source: str) -> Non
     ]
     if problems:
         raise UserError(f"{source}: does not fit backbone {backbone.name}: {'; '.join(problems)}")
+    return {key: np.ascontiguousarray(arrays[key], np.float32) for key in own}, unused
+
+
+def _fill(backbone: Backbone, arrays: Arrays) -> None:
+    own = backbone.state_dict()
     digest = hashlib.sha256()
     for key in sorted(own):
-        array = np.ascontiguousarray(arrays[key], dtype=np.float32)
-        own[key].set_value(array)
-        digest.update(f"{key} {array.shape}".encode() + array.tobytes())
+        own[key].set_value(arrays[key])
+        digest.update(f"{key} {arrays[key].shape}".encode() + arrays[key].tobytes())
     backbone.weight_hash = digest.hexdigest()
 
 
@@ -278,11 +271,3 @@ def _spread(array: np.ndarray) -> float:
     if array.ndim == 2:  # matrix (C_in, C_out)
         return np.sqrt(1 / len(array))
     return 0.02 if array.ndim == 3 else 0.0  # embedding (1, N, C), or what stays
-
-
-def _digest(path: Path, method: str) -> str:
-    digest = hashlib.new(method, usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -17,7 +17,9 @@ from safetensors.numpy import save_file
 
 from models.backbones import BACKBONES, Backbone, build_backbone, weights
 from models.backbones.weights import load_weights, read_weights
+from utils import download
 from utils.errors import UserError
+from utils.torch_file import write_torch
 
 NAME = "mobilenet_v2"
 FILE = "small.pdparams"
@@ -42,6 +44,8 @@ def write(path: Path, content: dict[str, np.ndarray]) -> Path:
         paddle.save({k: paddle.to_tensor(v) for k, v in content.items()}, str(path))
     elif path.suffix == ".npz":
         np.savez(path, **content)  # type: ignore[arg-type]
+    elif path.suffix == ".pt":
+        write_torch(path, content)
     else:
         save_file(content, path)
     return path
@@ -56,6 +60,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
     monkeypatch.setitem(weights.PUBLISHED, NAME, (FILE, hashlib.md5(data).hexdigest()))
     monkeypatch.setenv("FLOWAD_WEIGHTS_URL", "http://127.0.0.1:9/")  # nobody listens there
     monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(download, "PAUSES", (0, 0))
     return data
 
 
@@ -163,7 +168,7 @@ def test_random_weights_are_seeded_and_do_not_depend_on_the_taps() -> None:
     assert kernel.std() == pytest.approx(np.sqrt(2 / 27), rel=0.1)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pdparams"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pdparams", ".pt"])
 def test_formats_and_later_layers(tmp_path: Path, suffix: str) -> None:
     backbone = small_backbone()
     content = arrays(0.5)
@@ -197,7 +202,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     assert first_value(backbone) == before
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pdparams"])
+@pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pdparams", ".pt"])
 def test_damaged_and_missing_files(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"a{suffix}", arrays(1))
     whole = path.read_bytes()
@@ -211,10 +216,15 @@ def test_damaged_and_missing_files(tmp_path: Path, suffix: str) -> None:
         read_weights(path)
 
 
-def test_unknown_suffix(tmp_path: Path) -> None:
-    (tmp_path / "a.pth").write_bytes(b"")
-    with pytest.raises(UserError, match=r"weights are \.safetensors, \.npz, \.pdparams files"):
-        read_weights(tmp_path / "a.pth")
+def test_the_content_decides_not_the_suffix(tmp_path: Path) -> None:
+    write(tmp_path / "a.npz", arrays(3)).rename(tmp_path / "a.pth")
+    assert read_weights(tmp_path / "a.pth").keys() == arrays(3).keys()
+    write_torch(tmp_path / "b.pt", {}, {"epoch": 3})
+    with pytest.raises(UserError, match=r"b\.pt: a flat state dict is needed"):
+        read_weights(tmp_path / "b.pt")
+    write_torch(tmp_path / "b.pt", arrays(4), {"epoch": 3})
+    load_weights(backbone := small_backbone(), tmp_path / "b.pt")
+    assert first_value(backbone) == 4
 
 
 def test_mobilenet_v2_of_torchvision_sees_a_cat(shared_weights: Path) -> None:
