@@ -56,7 +56,10 @@ def main(argv: Sequence[str] | None) -> int:
     name = session.chosen_category(args.exp_dir, args.category)
     found, detector, calibration = session.open_detector(args.exp_dir, name, args.checkpoint)
     if calibration is None:
-        raise UserError(f"{found.folder}: no thresholds; finish the training (train.py --resume)")
+        raise UserError(
+            f"{found.folder}: no thresholds; finish the training (train.py --resume) or convert "
+            "with --normals"
+        )
     config = session.evaluation_config(found.config, args.o)
     images = real_images(config, args.data, found.meta["category"])
     expected = run(detector, images)

@@ -115,7 +115,8 @@ def chosen_threshold(given: float | None, stored: Threshold | None, flag: str) -
         return fixed(given)
     if stored is None:
         raise UserError(
-            f"no threshold stored yet: finish the training (train.py --resume) or give {flag}"
+            "no threshold stored yet: finish the training (train.py --resume), convert with "
+            f"--normals, or give {flag}"
         )
     return stored
 

@@ -29,7 +29,7 @@ from utils.image import read_image, to_input
 # The modules that a bundle needs beside deploy/ (DESIGN, layer L0, and the two that wrap it).
 L0 = (
     "config", "schema", "constraints", "image", "files", "errors", "visualize", "predictions",
-    "cli", "runtime",
+    "cli", "names", "runtime",
 )  # fmt: skip
 
 
