@@ -1,7 +1,7 @@
 """Evaluate trained detectors on labelled test images."""
 
 import json
-import math
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +12,7 @@ from utils.errors import UserError
 from utils.files import atomic_write_text
 
 if TYPE_CHECKING:
-    from engine.checkpoint import Checkpoint
-    from engine.evaluator import Calibration
-    from utils.config import Config
+    from utils.html.evaluation import Chapter
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
@@ -34,16 +32,18 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("--eval-size", choices=("input", "256", "original"))
     cli.add_flag(parser, "--allow-missing-masks", "pixel metrics without unmasked images")
     parser.add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
+    cli.add_flag(parser, "--report", "also write report.html, all in one file")
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     parser.add_argument("-o", action="append", default=[], metavar="section.key=value")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None) -> int:
-    """Evaluate one category or all, print tables, write results.json."""
+    """Evaluate one category or all, print tables, write results.json and the report."""
     args = parse(argv)
     runtime.prepare()
     from engine import session
+    from utils.html.evaluation import evaluation_page
     from utils.report import console_table, markdown_table, seed_style_lines
 
     runtime.use_device(args.device)
@@ -54,10 +54,13 @@ def main(argv: Sequence[str] | None) -> int:
         raise UserError(
             f"{session.run_folder(args.exp_dir)}: no trained category here; train first"
         )
-    rows = []
+    rows: list[dict[str, Any]] = []
+    chapters: list[Chapter] = []
     for name in names:
-        rows.append(evaluate_category(name, args))
-        metrics = rows[-1]["metrics"]
+        row, chapter = evaluate_category(name, args, len(names))
+        rows.append(row)
+        chapters += [chapter] if chapter else []
+        metrics = row["metrics"]
         print(
             f"EVAL:  image-auc : {_text(metrics['image_auroc'])} "
             f"pixel-auc:{_text(metrics['pixel_auroc'])}"
@@ -71,14 +74,21 @@ def main(argv: Sequence[str] | None) -> int:
     print(f"results in {path}")
     if args.markdown:
         atomic_write_text(Path(args.markdown), markdown_table(rows))
+    if args.report:
+        page = evaluation_page(chapters, time.strftime("%Y-%m-%d %H:%M"))
+        atomic_write_text(path.with_name("report.html"), page)
+        print(f"report in {path.with_name('report.html')}")
     return 0
 
 
-def evaluate_category(name: str, args: Namespace) -> dict[str, Any]:
-    """Return the result row of one category."""
+def evaluate_category(
+    name: str, args: Namespace, of: int
+) -> tuple[dict[str, Any], "Chapter | None"]:
+    """Return the result row of one category of so many, and if wanted its part of the report."""
     from datasets.folder import find_category
-    from engine import inputs, session
+    from engine import inputs, results, session
     from utils.config import assignments
+    from utils.html.evaluation import PICTURES, picture_side
 
     flags = {
         "data.root": args.data, "eval.size": args.eval_size, "eval.norm": args.norm,
@@ -92,54 +102,25 @@ def evaluate_category(name: str, args: Namespace) -> dict[str, Any]:
     if args.high_precision and config.nfa.method != "block":
         print(f"-hp: nfa.method is {config.nfa.method}, which rounds nothing; no effect")
     calibration = session.for_evaluation(calibration, config)
-    metrics, scores, verdicts = session.evaluate_test(
+    started = time.perf_counter()
+    evaluation = session.evaluate_test(
         detector, test, config, calibration, allow_missing_masks=args.allow_missing_masks
     )
-    for warning in metrics.warnings:
-        print(f"warning: {name}: {warning}")
-    return {
-        "category": name,
-        "settings": _settings(found, config, calibration),
-        "metrics": {k: None if math.isnan(v) else v for k, v in metrics.values.items()},
-        "reasons": metrics.reasons,
-        "images": [
-            {
-                "path": str(record.path),
-                "defect": record.defect,
-                "label": record.label,
-                "score": float(score),
-                "defective": verdict,
-            }
-            for record, score, verdict in zip(test.records, scores, verdicts, strict=True)
-        ],
+    cost = {
+        "seconds": round(time.perf_counter() - started, 3), "memory_mb": runtime.peak_memory(),
     }  # fmt: skip
-
-
-def _settings(
-    found: "Checkpoint", config: "Config", calibration: "Calibration | None"
-) -> dict[str, Any]:
-    meta, model = found.meta, config.model
-    which = found.folder.name
-    if "converted" in meta:
-        which = meta["converted"]["file"]
-    elif which == "best":
-        which += " on test" if config.train.select_on == "test" else " on hold-out"
-    elif which != "last":
-        which = f"{which.replace('_', ' by ')} on test"
-    return {
-        "preset": meta["preset"],
-        "backbone": f"{model.backbone} ({meta['backbone']['origin']}, "
-        f"sha256 {meta['backbone']['sha256'][:12]})",
-        "input": "×".join(map(str, model.input_size)),
-        "eval size": config.eval.size,
-        "checkpoint": which,
-        "epoch": meta["progress"]["epoch"],
-        "image threshold": calibration.image.policy if calibration else "none",
-        "pixel threshold": calibration.pixel.policy if calibration else "none",
-        **({"norm": config.eval.norm} if config.eval.norm != "calibrated" else {}),
-        "seed": config.train.seed,
-        "runs": 1,
-    }
+    for warning in evaluation.metrics.warnings:
+        print(f"warning: {name}: {warning}")
+    if config.eval.norm != "calibrated":
+        calibration = None  # it is not of these scores
+    row = results.result_row(name, found, config, calibration, test.records, evaluation, cost)
+    if not args.report:
+        return row, None
+    chapter = results.chapter(
+        row, found, calibration, test.records, evaluation, runtime.versions(),
+        side=picture_side(of), budget=PICTURES // of,
+    )  # fmt: skip
+    return row, chapter
 
 
 def _text(value: float | None) -> str:

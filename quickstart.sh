@@ -120,7 +120,8 @@ import json
 import sys
 from pathlib import Path
 
-from utils.report import console_table, read_rows
+from utils.report import console_table
+from utils.runs import read_rows
 
 run = Path(sys.argv[1])
 

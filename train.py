@@ -3,6 +3,7 @@
 import time
 from argparse import Namespace
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("--select-on", choices=("holdout", "test"), help="what `best` follows")
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     cli.add_flag(parser, "--check", "only examine the data")
+    cli.add_flag(parser, "--summary", "only print parameters, multiplications and memory by part")
     cli.add_flag(parser, "--resume", "go on with an interrupted run")
     cli.add_flag(parser, "--overwrite", "replace a run of the same name")
     cli.add_flag(parser, "--use_vdl", "write VisualDL curves")
@@ -53,6 +55,10 @@ def main(argv: Sequence[str] | None) -> int:
     overrides = [*args.o, *assignments(flags)]
     config = load(args.config, overrides)
     runtime.prepare()
+    if args.summary:
+        for name in args.category or [""]:
+            print_summary(override(config.for_category(name), overrides))
+        return 0
     from datasets.check import check_category
     from engine import distributed, inputs, session
     from engine.log import visualdl_writer
@@ -79,6 +85,16 @@ def main(argv: Sequence[str] | None) -> int:
     for category, own in zip(categories, configs, strict=True):
         train_category(own, category, exp_dir, args, team)
     return 0
+
+
+def print_summary(config: Config) -> None:
+    """Print what a detector of this configuration takes; no weights or images are needed."""
+    from engine import session
+    from models.summary import render, summarise
+
+    runtime.use_device("cpu")
+    summary = summarise(session.build_from(config))
+    print(render(summary, asdict(config.model)))
 
 
 def train_category(
@@ -131,6 +147,7 @@ def train_category(
     log.say(f"[{category.name}] image {fitted['best'].image.describe()}")
     log.say(f"[{category.name}] pixel {fitted['best'].pixel.describe()}")
     memory = runtime.peak_memory()
+    log.event("done", trainer.progress.epoch, memory_mb=memory)
     log.say(
         f"[{category.name}] done after epoch {trainer.progress.epoch} (best: "
         f"{trainer.progress.best_epoch}) and {time.perf_counter() - started:.0f} s"

@@ -16,5 +16,5 @@ for seed in 0 1 2; do
   "$python" eval.py -cat bottle --data "$root" --exp_dir "$run" --is_last
   files+=("results/$run/bottle/results.json")
 done
-"$python" -m utils.report "${files[@]}"
+"$python" -m utils.report compare "${files[@]}"
 for seed in 0 1 2; do grep -h "done after epoch" "results/${name}_seed$seed/bottle/train.log" | tail -1; done

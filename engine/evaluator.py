@@ -33,12 +33,28 @@ class Output(NamedTuple):
         return self.maps[place], self.scores[place], [level[place] for level in self.evidence]
 
 
+class Pixels(NamedTuple):
+    """Hold of every test image what its metrics rest on, (H, W) each; `nfa` where there is a test.
+
+    A mask is None where it is not known.
+    """
+
+    maps: list[np.ndarray]
+    masks: list[np.ndarray | None]
+    nfa: list[np.ndarray]
+
+
 class Evaluation(NamedTuple):
-    """Hold the metrics of a test set, and of every image its score and verdict (None: no cut)."""
+    """Hold the metrics of a test set, and of every image its score and verdict (None: no cut).
+
+    deciding: what the image threshold is compared with, the score or the highest -log10 NFA.
+    """
 
     metrics: Metrics
     scores: np.ndarray  # (N,)
     verdicts: list[bool | None]
+    deciding: list[float]
+    pixels: Pixels
 
 
 @dataclass(frozen=True)
@@ -214,11 +230,12 @@ def evaluate_set(
         allow_missing_masks=allow_missing_masks,
         nfa_maps=nfa or None,
     )
+    by_nfa = calibration is not None and calibration.image.policy == "nfa"
+    deciding = [float(value) for value in ([m.max() for m in nfa] if by_nfa else scores)]
     verdicts: list[bool | None] = [None] * len(labels)
     if calibration is not None:
-        decisive = [m.max() for m in nfa] if calibration.image.policy == "nfa" else scores
-        verdicts = [is_defective(float(value), calibration.image) for value in decisive]
-    return Evaluation(metrics, scores, verdicts)
+        verdicts = [is_defective(value, calibration.image) for value in deciding]
+    return Evaluation(metrics, scores, verdicts, deciding, Pixels(maps, masks, nfa))
 
 
 def _resized(anomaly_map: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

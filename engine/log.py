@@ -56,6 +56,22 @@ class SilentLog(RunLog):
         """Do nothing."""
 
 
+def training_cost(folder: Path) -> dict[str, float | None]:
+    """Return seconds of all epochs and peak memory in MB of a run; None for what was not logged."""
+    try:
+        lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+        events = [json.loads(line) for line in lines]
+        # of an epoch that was cut off and run again, the last one counts
+        epochs = {each["step"]: each["seconds"] for each in events if each["event"] == "epoch"}
+        memory = [each["memory_mb"] for each in events if each["event"] == "done"]
+    except (OSError, ValueError, KeyError, TypeError):
+        epochs, memory = {}, []
+    return {
+        "training_seconds": round(sum(epochs.values()), 3) if epochs else None,
+        "training_memory_mb": memory[-1] if memory else None,
+    }
+
+
 def visualdl_writer() -> Any:
     """Return VisualDL's writer class; `UserError` with the remedy if it is not installed."""
     try:

@@ -73,6 +73,16 @@ def chosen_category(exp_dir: str, given: str | None) -> str:
     return "bottle"
 
 
+def build_from(config: Config) -> Detector:
+    """Build an untrained detector, without backbone weights."""
+    try:
+        return build_detector(
+            dataclasses.asdict(config.model), config.train.seed, dataclasses.asdict(config.nfa)
+        )
+    except ValueError as error:
+        raise UserError(f"model: {error}") from None
+
+
 def new_detector(
     config: Config, *, allow_random: bool, weights: Path | None = None
 ) -> tuple[Detector, dict[str, Any]]:
@@ -80,12 +90,7 @@ def new_detector(
 
     `weights` is a file of them, in the place of `model.weights`.
     """
-    try:
-        detector = build_detector(
-            dataclasses.asdict(config.model), config.train.seed, dataclasses.asdict(config.nfa)
-        )
-    except ValueError as error:
-        raise UserError(f"model: {error}") from None
+    detector = build_from(config)
     if weights is None and config.model.weights:
         weights = Path(config.model.weights)
     info = load_weights(

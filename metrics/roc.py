@@ -50,7 +50,7 @@ class Ranking:
     def _counts(self) -> tuple[NDArray, NDArray[np.int64], NDArray[np.int64]]:
         # A threshold between two positives only adds false alarms to the higher one, so the
         # scores of the positives are all that AP and F1 need.
-        last = _last_of_ties(self.positives)
+        last = last_of_ties(self.positives)
         return self.positives[last], last + 1, self.not_below[last]
 
 
@@ -148,7 +148,8 @@ def check_finite(values: NDArray, what: str) -> NDArray:
     return values
 
 
-def _last_of_ties(ordered: NDArray) -> NDArray[np.int64]:
+def last_of_ties(ordered: NDArray) -> NDArray[np.int64]:
+    """Return the index of the last one of each run of equal values (N,)."""
     return np.flatnonzero(np.append(ordered[1:] != ordered[:-1], ordered.size > 0))
 
 
@@ -156,7 +157,7 @@ def _sweep(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArray, NDAr
     values, defective = checked(scores, labels)
     order = np.argsort(values)[::-1]
     values, true = values[order], np.cumsum(defective[order])
-    last = _last_of_ties(values)
+    last = last_of_ties(values)
     false = last + 1 - true[last]
     thresholds = np.append(np.inf, values[last])
     return thresholds, np.append(0, true[last]), np.append(0, false)

@@ -1,12 +1,14 @@
 """All metrics of one test set in one call, with the reason wherever one is undefined."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from metrics import curves
 from metrics.aupro import RegionPixels, aupro_of_ranking, region_pixels
+from metrics.curves import Curve
 from metrics.iou import (
     best_miou,
     iou_of_counts,
@@ -16,8 +18,8 @@ from metrics.iou import (
     threshold_grid,
 )
 from metrics.pixels import Maps, Masks, check_maps, sorted_background
-from metrics.roc import checked, f1_of_counts, rank, rank_labelled
-from metrics.threshold import Threshold, is_defective, youden, zero_miss
+from metrics.roc import Ranking, checked, f1_of_counts, rank, rank_labelled
+from metrics.threshold import Threshold, f1, is_defective, youden, zero_miss
 from utils.errors import UserError
 
 Results = dict[str, float | str]  # by metric: its value, or the reason why it is undefined
@@ -27,7 +29,7 @@ _VERDICTS = ("image_tp", "image_fp", "image_tn", "image_fn", "image_f1")
 _RATES = ("false_alarm_rate", "miss_rate")
 _ORACLES = (
     "youden_threshold", "youden_overkill", "youden_miss", "zero_miss_threshold",
-    "zero_miss_overkill",
+    "zero_miss_overkill", "f1_threshold",
 )  # fmt: skip
 _PIXEL_CUT = ("pixel_f1", "iou", "miou", "pro")
 _NO_DEFECTIVE = "test set has no defective images"
@@ -37,11 +39,15 @@ _NO_NFA = "threshold of policy nfa, but no NFA maps"
 
 @dataclass(frozen=True)
 class Metrics:
-    """Hold every metric by name (nan where undefined), why it is nan, and what to warn about."""
+    """Hold every metric by name (nan where undefined), why it is nan, and what to warn about.
+
+    curves: image_roc, image_pr, pixel_roc, pixel_pr and overlap, without those that are undefined.
+    """
 
     values: dict[str, float]
     reasons: dict[str, str]
     warnings: list[str]
+    curves: dict[str, Curve] = field(default_factory=dict)
 
 
 def evaluate(
@@ -69,7 +75,8 @@ def evaluate(
     names = [f"image {i}" for i in range(np.size(image_scores))] if names is None else names
     _check_scores(np.ravel(image_scores), names)
     scores, defective = checked(image_scores, image_labels)
-    results = _image_ranking(scores, defective) | _oracles(scores, defective)
+    results, drawn = _image_ranking(scores, defective)
+    results |= _oracles(scores, defective)
     masks = [None] * scores.size if masks is None else masks
     with_nfa = nfa_maps is not None
     peaks = None
@@ -81,20 +88,24 @@ def evaluate(
     decisive = peaks if _policy(image_threshold) == "nfa" else scores
     results |= _verdicts(decisive, defective, image_threshold)
     if maps is None:
-        return _split(results | _undefined_pixels("no anomaly maps", aupro_limits, with_nfa), [])
+        undefined = _undefined_pixels("no anomaly maps", aupro_limits, with_nfa)
+        return _split(results | undefined, [], drawn)
     _check_maps(maps, masks, names, "anomaly")
     warnings = _doubtful_masks(masks, defective, names)
     missing = [i for i in np.flatnonzero(defective).tolist() if masks[i] is None]
     if missing and not allow_missing_masks:
         reason = f"no ground-truth mask for {_listed(missing, names)}"
-        return _split(results | _undefined_pixels(reason, aupro_limits, with_nfa), warnings)
+        undefined = _undefined_pixels(reason, aupro_limits, with_nfa)
+        return _split(results | undefined, warnings, drawn)
     if missing:
         warnings.append(f"pixel metrics leave out {_listed(missing, names)}: no ground-truth mask")
         kept = [i for i in range(scores.size) if i not in set(missing)]
         maps, masks = [maps[i] for i in kept], [masks[i] for i in kept]
         nfa_maps = [nfa_maps[i] for i in kept] if nfa_maps is not None else None
-    results |= _pixels(maps, masks, pixel_threshold, aupro_limits, bool(defective.any()), nfa_maps)
-    return _split(results, warnings)
+    found, pixels_drawn = _pixels(
+        maps, masks, pixel_threshold, aupro_limits, bool(defective.any()), nfa_maps
+    )
+    return _split(results | found, warnings, drawn | pixels_drawn)
 
 
 def _check_scores(scores: NDArray, names: Sequence[str]) -> None:
@@ -114,15 +125,25 @@ def _check_maps(maps: Maps, masks: Masks, names: Sequence[str], kind: str) -> No
     check_maps(maps, masks, names, kind)
 
 
-def _image_ranking(scores: NDArray, defective: NDArray[np.bool_]) -> Results:
+def _image_ranking(
+    scores: NDArray, defective: NDArray[np.bool_]
+) -> tuple[Results, dict[str, Curve]]:
     if not defective.any():
-        return {f"image_{name}": _NO_DEFECTIVE for name in _RANKED}
+        return {f"image_{name}": _NO_DEFECTIVE for name in _RANKED}, {}
     ranking = rank_labelled(scores, defective)
     return {
         "image_auroc": _NO_NORMAL if defective.all() else ranking.auroc(),
         "image_ap": ranking.average_precision(),
         "image_f1_max": ranking.f1_max()[0],
-    }
+    }, _curves(ranking, "image")
+
+
+def _curves(ranking: Ranking, kind: str) -> dict[str, Curve]:
+    if not (ranking.positives.size and ranking.negatives):
+        return {}
+    return {
+        f"{kind}_roc": curves.roc(ranking), f"{kind}_pr": curves.precision_recall(ranking),
+    }  # fmt: skip
 
 
 def _verdicts(
@@ -150,9 +171,9 @@ def _pixels(
     limits: Sequence[float],
     any_defective: bool,
     nfa_maps: Maps | None,
-) -> Results:
+) -> tuple[Results, dict[str, Curve]]:
     inside = region_pixels(maps, masks)
-    results = _pixel_ranking(maps, masks, inside, limits)
+    results, drawn = _pixel_ranking(maps, masks, inside, limits)
     results |= _best_overlap(maps, masks, nfa_maps)
     if threshold is None:
         results |= dict.fromkeys(_PIXEL_CUT, "no pixel threshold")
@@ -171,7 +192,7 @@ def _pixels(
     if not inside.regions:  # only mIoU can do without
         reason = "masks mark no defective pixels" if any_defective else _NO_DEFECTIVE
         results |= {key: reason for key in results if "miou" not in key}
-    return results
+    return results, drawn
 
 
 def _policy(threshold: Threshold | float | None) -> str:
@@ -183,7 +204,7 @@ def _oracles(scores: NDArray, defective: NDArray[np.bool_]) -> Results:
     if not defective.any() or defective.all():
         return dict.fromkeys(_ORACLES, _NO_NORMAL if defective.any() else _NO_DEFECTIVE)
     results: Results = {}
-    for name, choose in (("youden", youden), ("zero_miss", zero_miss)):
+    for name, choose in (("youden", youden), ("zero_miss", zero_miss), ("f1", f1)):
         cut = choose(scores, defective)
         found = is_defective(scores, cut)
         results[f"{name}_threshold"] = cut.value
@@ -208,16 +229,19 @@ def _best_overlap(maps: Maps, masks: Masks, nfa_maps: Maps | None) -> Results:
 
 def _pixel_ranking(
     maps: Maps, masks: Masks, inside: RegionPixels, limits: Sequence[float]
-) -> Results:
+) -> tuple[Results, dict[str, Curve]]:
     ranking = rank(inside.scores, sorted_background(maps, masks))
     areas = aupro_of_ranking(ranking, inside.weights, limits)
     none = None if ranking.negatives else "masks leave no normal pixels"
+    drawn = _curves(ranking, "pixel")
+    if drawn:
+        drawn["overlap"] = curves.overlap(ranking, inside.weights)
     return {
         "pixel_auroc": none or ranking.auroc(),
         "pixel_ap": ranking.average_precision(),
         "pixel_f1_max": ranking.f1_max()[0],
         **{f"aupro_{limit:g}": none or area for limit, area in areas.items()},
-    }
+    }, drawn
 
 
 def _undefined_pixels(reason: str, limits: Sequence[float], with_nfa: bool) -> Results:
@@ -246,10 +270,10 @@ def _listed(indices: Sequence[int], names: Sequence[str], most: int = 5) -> str:
     return f"{len(indices)} image{'s' * (len(indices) > 1)} ({shown}{more})"
 
 
-def _split(results: Results, warnings: list[str]) -> Metrics:
+def _split(results: Results, warnings: list[str], drawn: dict[str, Curve]) -> Metrics:
     reasons = {name: value for name, value in results.items() if isinstance(value, str)}
     values = {
         name: float("nan") if isinstance(value, str) else float(value)
         for name, value in results.items()
     }
-    return Metrics(values, reasons, warnings)
+    return Metrics(values, reasons, warnings, drawn)

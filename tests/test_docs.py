@@ -9,11 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from urllib.parse import urljoin
+from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 
+from metrics.nfa import Null, log_regions, region_log_nfa
+from metrics.threshold import percentile
 from models import build_detector
 from models.backbones import weights
+from models.summary import summarise
 from utils.config import known_keys, load
 from utils.errors import UserError
 from utils.schema import MODEL_SECTIONS
@@ -24,7 +29,12 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "docs/commands.md",
     "docs/bring_your_own.md",
+    "docs/thresholds.md",
+    "docs/troubleshooting.md",
+    *(f"docs/methods/{name}.md" for name in ("README", "fastflow", "cflow", "csflow", "uflow")),
 )
+FIGURES = "docs/figures/draw.py"
+METHODS = "docs/methods/README.md"
 OURS = ("configs/", "deploy/", "docs/", "images/", "lite_data/", "test_tipc/", "requirements")
 
 
@@ -121,7 +131,7 @@ def test_flags_in_running_text_exist(repo: Path) -> None:
     scripts = [
         "train.py", "eval.py", "predict.py", "extract_features.py", "download_models.py",
         "deploy/export_model.py", "deploy/infer.py", "utils/cli.py", "datasets/download.py",
-        "convert/backbone.py", "convert/detector.py",
+        "convert/backbone.py", "convert/detector.py", "utils/report.py",
     ]  # fmt: skip
     flags = {"--install", "--help", "--master", "--nnodes"}  # the last two: Paddle's launcher
     for script in scripts:
@@ -240,6 +250,108 @@ def test_deviations_are_one_table(repo: Path) -> None:
     cells = [re.split(r"(?<!\\)\|", row)[1:-1] for row in rows]
     assert all(len(row) == 5 for row in cells)
     assert all(cell.strip() for row in cells for cell in row)
+
+
+def test_figures_are_drawn_by_their_script(repo: Path) -> None:
+    """Byte for byte, so that nobody edits a figure by hand; and every one is shown somewhere."""
+    drawn = {name: sheet.svg() for name, sheet in _script(repo, FIGURES).figures().items()}
+    files = {file.stem: file for file in (repo / FIGURES).parent.glob("*.svg")}
+    assert set(drawn) == set(files)
+    shown = "".join(_text(repo, document) for document in DOCUMENTS)
+    for name, file in files.items():
+        assert file.read_bytes() == drawn[name].encode(), f"run python {FIGURES}"
+        assert f"figures/{name}.svg)" in shown
+
+
+def test_figures_are_sound_and_texts_stay_on_the_card(repo: Path) -> None:
+    for file in (repo / FIGURES).parent.glob("*.svg"):
+        root = ElementTree.fromstring(file.read_bytes())
+        width, height = float(root.attrib["width"]), float(root.attrib["height"])
+        texts = root.findall("{http://www.w3.org/2000/svg}text")
+        assert len(texts) > 10
+        for text in texts:
+            length = len(text.text or "") * float(text.attrib["font-size"]) * 0.58
+            share = {"start": 0.0, "middle": 0.5, "end": 1.0}[text.attrib["text-anchor"]]
+            left = float(text.attrib["x"]) - share * length
+            assert left > 0, text.text
+            assert left + length < width, text.text
+            assert 10 < float(text.attrib["y"]) < height - 4, text.text
+
+
+def test_the_figure_of_the_nfa_shows_what_the_code_computes(repo: Path) -> None:
+    draw = _script(repo, FIGURES)
+    energy = np.zeros((draw.SIDE, draw.SIDE))
+    energy[8] = np.array(draw.ROW) * draw.CHANNELS
+    tests = log_regions(energy.size) + np.log10(energy.size)  # by_size, one scale
+    null = Null(float(draw.CHANNELS), float(draw.CHANNELS))
+    found = region_log_nfa(energy, null, tests)[8]
+    for peak in (1.5, 2.1, 2.6):
+        place = draw.ROW.index(peak)
+        first, last, level, log_nfa = draw.best_region(place)
+        assert min(draw.ROW[first : last + 1]) == level
+        if log_nfa < 0:  # else a larger region may be kept, not reported either
+            np.testing.assert_allclose(found[first : last + 1], log_nfa, rtol=1e-6)
+        assert (found[place] < 0) == (log_nfa < 0)
+
+
+def test_a_box_that_is_too_small_is_refused(repo: Path) -> None:
+    sheet = _script(repo, FIGURES).Sheet(200, 100, "a card")
+    with pytest.raises(ValueError, match="too small for 'more than it holds'"):
+        sheet.box(0, 0, 40, 30, "more than it holds")
+
+
+def test_figures_of_the_methods_are_those_of_the_results(repo: Path) -> None:
+    rows = re.findall(r"^\| \[[\w-]+\]\(\.\./results\.md#([\w-]+)\) \| (.+) \|$",
+                      _text(repo, METHODS), re.M)  # fmt: skip
+    assert len(rows) == 4
+    sections = re.split(r"^## ", _text(repo, "docs/results.md"), flags=re.M)[1:]
+    by_anchor = {_anchor(section.partition("\n")[0]): section for section in sections}
+    kept = (0, 1, 6, 7, 8, 9, 10)  # columns of the table of results
+    for anchor, figures in rows:
+        table = re.findall(r"^\| bottle \| (.+) \|$", by_anchor[anchor], re.M)[0].split(" | ")
+        assert figures.split(" | ") == [table[i].partition(" ±")[0] for i in kept]
+
+
+@pytest.mark.slow
+def test_costs_of_the_presets_are_true(repo: Path) -> None:
+    """All rows are there; those of small backbones are computed again."""
+    rows = re.findall(r"^\| `(\w+)\.yaml` \| ([\d,]+) \| ([\d,.]+) \| ([\d,.]+) \| [\d,.]+ \|$",
+                      _text(repo, METHODS), re.M)  # fmt: skip
+    assert {name for name, *_ in rows} == {path.stem for path in (repo / "configs").glob("*.yaml")}
+    small = {"efficientnet_lite0", "resnet18", "mobilenet_v3_large"}
+    for name, trained, macs, stored in rows:
+        config = load(repo / f"configs/{name}.yaml")
+        if config.model.backbone in small:
+            total = summarise(build_detector(dataclasses.asdict(config.model))).total
+            found = f"{total.trained:,}", f"{total.macs / 1e6:,.1f}", f"{total.weights / 1e6:,.1f}"
+            assert found == (trained, macs, stored), name
+
+
+def test_presets_of_a_method_are_on_its_page(repo: Path) -> None:
+    for path in (repo / "configs").glob("*.yaml"):
+        page = _text(repo, f"docs/methods/{load(path).model.flow}.md")
+        assert path.name in page
+
+
+def test_all_threads_are_answered(repo: Path) -> None:
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", _text(repo, "docs/troubleshooting.md"), re.M)
+    assert [int(number) for number, _ in rows] == list(range(1, 31))
+    for _, row in rows:
+        thread, seen, here = row.split(" | ")
+        assert thread
+        assert seen
+        assert len(here) > 30
+
+
+def test_ranks_of_the_percentile_are_true(repo: Path) -> None:
+    row = re.compile(r"^\| (\d+) \| (\d+) \| ([\d.]+ %) \| (\d+) \| ([\d.]+ %) \|$", re.M)
+    rows = row.findall(_text(repo, "docs/thresholds.md"))
+    assert len(rows) >= 5
+    for count, *stated in rows:
+        for q, rank, rate in ((99, *stated[:2]), (95, *stated[2:])):
+            found = percentile(np.arange(1, int(count) + 1), q)  # the k-th score is k
+            assert found.value == int(rank)
+            assert f"at most {rate}" in found.describe()
 
 
 def test_pictures_are_small(repo: Path) -> None:

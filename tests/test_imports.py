@@ -19,6 +19,7 @@ L0 = ("metrics", *(f"utils.{name}" for name in (
     "config", "image", "files", "errors", "visualize", "predictions", "safe_pickle", "cli",
     "names", "report", "schema", "constraints", "animate", "archive", "download", "partial",
     "tiling", "safe_arrays", "stand_ins", "torch_tensors", "torch_file", "weight_file",
+    "html", "published", "runs",
 )))  # fmt: skip
 
 

@@ -1,20 +1,19 @@
 """Tables of results: console, Markdown, and means over categories and seeds.
 
-`python -m utils.report results/*/results.json` prints the Markdown table of several runs.
+`python -m utils.report compare RUN …` lays several runs side by side, as Markdown and HTML.
 """
 
-import json
 import math
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils import cli
-from utils.errors import UserError
+from utils.files import atomic_write_text
 from utils.names import OBJECTS, TEXTURES
+from utils.runs import Row, find_results, mean_row, named, over_seeds, read_rows
 
-Row = Mapping[str, Any]
 Columns = Sequence[tuple[str, str]]  # title, metric
 
 COLUMNS = (
@@ -45,146 +44,194 @@ FURTHER = {  # tables below the first, for rows that have these values
         ("mIoU of the map @ oracle*", "miou_oracle"),
     ),
 }
+COST = (
+    ("training epochs, s", "training_seconds"),
+    ("training memory, MB", "training_memory_mb"),
+    ("evaluation, s", "seconds"),
+    ("evaluation memory, MB", "memory_mb"),
+)
 ORACLE = "* uses test labels (F1-max, oracle): not a threshold that can be deployed."
 
 
+class Table(NamedTuple):
+    """Hold the text of a table: its title, the columns' names, its rows and means below them."""
+
+    title: str
+    head: list[str]
+    body: list[list[str]]
+    means: list[list[str]]
+
+
 def with_means(rows: Sequence[Row]) -> list[Row]:
-    """Add the mean over categories, and over textures and objects where all of them are there."""
-    by_name = {row["category"]: row for row in rows}
-    if not 1 < len(rows) == len(by_name):  # several runs of one category have no common mean
-        return list(rows)
-    groups = {"mean": list(rows)}
-    for title, names in (("mean textures", TEXTURES), ("mean objects", OBJECTS)):
-        if all(name in by_name for name in names):
-            groups[title] = [by_name[name] for name in names]
-    return [*rows, *({"category": title, "metrics": _mean(g)} for title, g in groups.items())]
+    """Add the mean over categories, and over textures and objects where all of them are there.
+
+    Rows that name a `run` have means of their own for each run.
+    """
+    return [*rows, *_means(rows)]
+
+
+def _means(rows: Sequence[Row]) -> list[Row]:
+    by_run: dict[str | None, list[Row]] = {}
+    for row in rows:
+        by_run.setdefault(row.get("run"), []).append(row)
+    means: list[Row] = []
+    for own in by_run.values():
+        by_name = {row["category"]: row for row in own}
+        if not 1 < len(own) == len(by_name):  # several runs of one category have no common mean
+            continue
+        groups = {"mean": own}
+        for title, names in (("mean textures", TEXTURES), ("mean objects", OBJECTS)):
+            if all(name in by_name for name in names):
+                groups[title] = [by_name[name] for name in names]
+        means += [mean_row(title, group) for title, group in groups.items()]
+    return means
 
 
 def console_table(rows: Sequence[Row]) -> str:
     """Lay out rows with aligned columns; undefined values are `n/a`."""
     lines = []
-    for title, table in _tables(rows):
+    for title, head, body, means in tables(rows):
+        table = [head, *body, *means]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines += [f"\n{title}:"] if title else []
         lines += ["  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in table]
-    return "\n".join([*lines, *_notes(rows)])
+    return "\n".join([*lines, *notes(rows)])
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
-    """Lay out rows as Markdown, with what they depend on below."""
+def markdown_table(rows: Sequence[Row], more: Sequence[Table] = ()) -> str:
+    """Lay out rows as Markdown, with further tables, and with what they depend on below."""
     lines = []
-    for title, (head, *body) in _tables(rows):
+    for title, head, body, means in [*tables(rows), *more]:
         lines += [f"{title}:", ""] if title else []
         lines += ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
-        lines += [*("| " + " | ".join(cells) + " |" for cells in body), ""]
-    return "\n".join([*lines, *_notes(rows)]) + "\n"
+        lines += [*("| " + " | ".join(_escaped(cells)) + " |" for cells in [*body, *means]), ""]
+    return "\n".join([*lines, *notes(rows)]) + "\n"
 
 
-def _tables(rows: Sequence[Row]) -> list[tuple[str, list[list[str]]]]:
-    """Return title, head and body of every table; the further ones where rows have their values."""
-    everything = with_means(rows)
-    tables = [("", _table(everything, COLUMNS))]
+def tables(rows: Sequence[Row]) -> list[Table]:
+    """Return the first table, and the further ones where rows have their values."""
+    means = _means(rows)
+    found = [_table("", rows, means, COLUMNS)]
     for title, columns in FURTHER.items():
         own = [key for _, key in columns if key != "miou_oracle"]  # which every flow has
-        known = [row for row in everything if any(_is_known(row["metrics"].get(k)) for k in own)]
-        tables += [(title, _table(known, columns))] if known else []
-    return tables
+        parts = [
+            [row for row in part if any(_is_known(row["metrics"].get(k)) for k in own)]
+            for part in (rows, means)
+        ]
+        found += [_table(title, parts[0], parts[1], columns)] if any(parts) else []
+    return found
 
 
-def _table(rows: Sequence[Row], columns: Columns) -> list[list[str]]:
-    head = ["category", *(title for title, _ in columns)]
-    return [head, *([row["category"], *_cells(row, columns)] for row in rows)]
+def cost_table(rows: Sequence[Row]) -> list[Table]:
+    """Return the table of time and memory; none if no row knows them."""
+    known = [row for row in rows if any(_is_known(v) for v in row.get("cost", {}).values())]
+    if not known:
+        return []
+    head = [*_first(known[0]), *(title for title, _ in COST)]
+    body = [
+        [*_first(row).values(), *(number(row["cost"], k, row.get("spread"), 0) for _, k in COST)]
+        for row in known
+    ]
+    return [Table("Time and memory", head, body, [])]
+
+
+def _table(title: str, rows: Sequence[Row], means: Sequence[Row], columns: Columns) -> Table:
+    head = [*_first([*rows, *means][0]), *(name for name, _ in columns)]
+    body, below = (
+        [[*_first(row).values(), *_cells(row, columns)] for row in part] for part in (rows, means)
+    )
+    return Table(title, head, body, below)
+
+
+def _first(row: Row) -> dict[str, str]:
+    """Return what names a row, by the title of the column."""
+    run = {"run": row["run"]} if row.get("run") else {}
+    return {"category": row["category"], **run}
+
+
+def _escaped(cells: Sequence[str]) -> list[str]:
+    return [cell.replace("|", "\\|") for cell in cells]
 
 
 def seed_style_lines(rows: Sequence[Row]) -> str:
     """Return FastFlow-Paddle's console lines, one per category and a mean."""
     lines = [
-        f"{row['category']:15}  pixel auroc:{_number(row['metrics'], 'pixel_auroc')}   "
-        f"image auroc:{_number(row['metrics'], 'image_auroc')}"
+        f"{row['category']:15}  pixel auroc:{number(row['metrics'], 'pixel_auroc')}   "
+        f"image auroc:{number(row['metrics'], 'image_auroc')}"
         for row in with_means(rows)
     ]
     return "\n".join(lines)
 
 
-def over_seeds(rows: Sequence[Row]) -> list[Row]:
-    """Merge rows that differ in the seed only: mean and sample standard deviation."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        same = {k: v for k, v in row["settings"].items() if k not in ("seed", "epoch")}
-        groups.setdefault(json.dumps([row["category"], same], sort_keys=True), []).append(row)
-    return [_merged(group) for group in groups.values()]
-
-
-def _merged(group: list[Row]) -> Row:
-    if len(group) == 1:
-        return group[0]
-    seeds = sorted(row["settings"]["seed"] for row in group)
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"{group[0]['category']}: two results of one seed ({seeds}); give one each")
-    spread = {}
-    for key in group[0]["metrics"]:
-        values = [row["metrics"].get(key) for row in group]
-        known = [v for v in values if v is not None]
-        spread[key] = stdev(known) if len(known) == len(group) else None
-    settings = {**group[0]["settings"], "seed": ", ".join(map(str, seeds)), "runs": len(group)}
-    settings["epoch"] = ", ".join(str(row["settings"]["epoch"]) for row in group)
-    return {**group[0], "metrics": _mean(group), "spread": spread, "settings": settings}
-
-
-def _mean(rows: Sequence[Row]) -> dict[str, float | None]:
-    keys = rows[0]["metrics"]
-    means: dict[str, float | None] = {}
-    for key in keys:
-        values = [row["metrics"].get(key) for row in rows]
-        means[key] = None if any(v is None for v in values) else fmean(values)
-    return means
-
-
 def _cells(row: Row, columns: Columns) -> list[str]:
-    return [_number(row["metrics"], key, row.get("spread")) for _, key in columns]
+    return [number(row["metrics"], key, row.get("spread")) for _, key in columns]
 
 
-def _number(metrics: Mapping[str, float | None], key: str, spread: Any = None) -> str:
-    value = metrics.get(key)
+def number(
+    values: Mapping[str, float | None], key: str, spread: Any = None, digits: int = 3
+) -> str:
+    """Return a figure and its standard deviation if there is one; `n/a` where it is undefined."""
+    value = values.get(key)
     if value is None or math.isnan(value):
         return "n/a"
     deviation = (spread or {}).get(key)
-    return f"{value:.3f}" if deviation is None else f"{value:.3f} ± {deviation:.3f}"
+    text = f"{value:.{digits}f}"
+    return text if deviation is None else f"{text} ± {deviation:.{digits}f}"
 
 
 def _is_known(value: float | None) -> bool:
     return value is not None and not math.isnan(value)
 
 
-def _notes(rows: Sequence[Row]) -> list[str]:
-    notes = [ORACLE]
+def notes(rows: Sequence[Row]) -> list[str]:
+    """Return lines on what rows depend on and why figures are undefined."""
+    lines = [ORACLE]
     grouped: dict[str, list[str]] = {}
     for row in rows:
         text = ", ".join(f"{k}: {v}" for k, v in row["settings"].items())
+        text = f"{row['run']} — {text}" if row.get("run") else text
         grouped.setdefault(text, []).append(row["category"])
-    notes += [f"{', '.join(names)} — {text}." for text, names in grouped.items()]
+    lines += [f"{', '.join(names)} — {text}." for text, names in grouped.items()]
     for row in rows:
         reasons = sorted(set(row.get("reasons", {}).values()))
-        notes += [f"{row['category']}: n/a because {reason}." for reason in reasons]
-    return notes
+        lines += [f"{row['category']}: n/a because {reason}." for reason in reasons]
+    return list(dict.fromkeys(lines))
 
 
-def read_rows(paths: Sequence[str]) -> list[Row]:
-    """Read the rows of result files."""
-    rows: list[Row] = []
-    for path in paths:
-        try:
-            rows += json.loads(Path(path).read_text(encoding="utf-8"))["rows"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise UserError(f"{path}: not a results.json; eval.py writes them") from None
-    return rows
+def side_by_side(runs: Sequence[str]) -> list[Row]:
+    """Return the rows of several runs, seeds merged; with more than one kind of run, named."""
+    rows = named(over_seeds([row for run in runs for row in read_rows(find_results(run))]))
+    if len({row["run"] for row in rows}) > 1:
+        return rows
+    return [{k: v for k, v in row.items() if k != "run"} for row in rows]
+
+
+def parse(argv: Sequence[str] | None) -> Namespace:
+    """Read the command line."""
+    parser = cli.Parser("Lay the results of several runs side by side, seeds merged.")
+    parser.add_argument("command", choices=("compare",))
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN",
+        help="a folder with results.json of eval.py, its name below results/, or the file",
+    )  # fmt: skip
+    parser.add_argument("--markdown", metavar="FILE", help="default: print it")
+    parser.add_argument("--html", metavar="FILE", help="also write a page with sortable tables")
+    return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None) -> int:
-    """Print the Markdown table of the given result files, seeds merged."""
-    parser = cli.Parser("Print the Markdown table of several results, seeds merged.")
-    parser.add_argument("files", nargs="+", metavar="results.json")
-    print(markdown_table(over_seeds(read_rows(parser.parse_args(argv).files))), end="")
+    """Print the Markdown tables of several runs, or write them; write the page if wanted."""
+    from utils.html.comparison import comparison_page
+
+    args = parse(argv)
+    rows = side_by_side(args.runs)
+    text = markdown_table(rows, cost_table(rows))
+    if args.html:
+        atomic_write_text(Path(args.html), comparison_page(rows))
+    if args.markdown:
+        atomic_write_text(Path(args.markdown), text)
+    else:
+        print(text, end="")
     return 0
 
 

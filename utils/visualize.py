@@ -148,11 +148,11 @@ def panel(
     have several lines. Each tile is `tile` pixels square, whatever the shape of the image. `level`
     is marked on the colour bar.
     """
-    small = resize(image, _fitted(image.shape[:2], tile))
-    heat = _outlined(overlay(small, anomaly_map, low, high), predicted, PREDICTED)
+    small = resize(image, fitted(image.shape[:2], tile))
+    heat = outlined(overlay(small, anomaly_map, low, high), predicted, PREDICTED)
     tiles = [_Tile("image", small), _Tile("anomaly map, predicted", heat, PREDICTED)]
     if ground_truth is not None:
-        tiles.append(_Tile("ground truth", _outlined(small, ground_truth, TRUTH), TRUTH))
+        tiles.append(_Tile("ground truth", outlined(small, ground_truth, TRUTH), TRUTH))
     lines = title.splitlines()
     top = PAD + LINE * len(lines)
     canvas_size = (PAD + len(tiles) * (tile + PAD) + BAR, top + tile + LINE + PAD)
@@ -196,12 +196,13 @@ def _colours() -> Picture:
     return np.ascontiguousarray(cv2.applyColorMap(ramp, cv2.COLORMAP_INFERNO)[:, 0, ::-1])
 
 
-def _fitted(size: Size, tile: int) -> Size:
+def fitted(size: Size, tile: int) -> Size:
+    """Return the size (H, W) of a picture whose longest side is `tile` pixels."""
     longest = max(size)
     return max(1, round(size[0] * tile / longest)), max(1, round(size[1] * tile / longest))
 
 
-def _outlined(picture: Picture, mask: NDArray[np.bool_], colour: Colour) -> Picture:
+def outlined(picture: Picture, mask: NDArray[np.bool_], colour: Colour) -> Picture:
     """Draw the outline of a mask (H, W) of the original; its smallest region stays visible."""
     height, width = picture.shape[:2]
     method = cv2.INTER_AREA if height < mask.shape[0] else cv2.INTER_NEAREST

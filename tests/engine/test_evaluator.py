@@ -197,7 +197,8 @@ def evaluated(
 ):  # fmt: skip
     settings = {"calibration": CUTS, **options}
     outputs = infer(Brightness(), source(data), in_order(len(data), 3))
-    return evaluate_set(outputs, labels, lambda i: masks[i], NAMES[: len(labels)], **settings)
+    found = evaluate_set(outputs, labels, lambda i: masks[i], NAMES[: len(labels)], **settings)
+    return found[:3]
 
 
 def test_a_perfect_detector():

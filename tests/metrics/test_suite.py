@@ -18,7 +18,7 @@ PIXEL = {
 }
 ORACLES = (
     *("youden_threshold", "youden_overkill", "youden_miss"),
-    *("zero_miss_threshold", "zero_miss_overkill"),
+    *("zero_miss_threshold", "zero_miss_overkill", "f1_threshold"),
 )
 IMAGE = {
     *("image_auroc", "image_ap", "image_f1_max", "image_tp", "image_fp", "image_tn", "image_fn"),

@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,12 +124,65 @@ def test_an_undefined_value_in_one_seed_is_undefined_in_the_mean():
     assert cells(report.markdown_table([merged]), "bottle")[-3] == "n/a"
 
 
-def test_command(tmp_path, capsys):
-    for seed in (0, 1):
-        file = tmp_path / f"{seed}.json"
-        file.write_text(json.dumps({"rows": [row(seed=seed, value=0.5 + seed / 10)]}))
-    assert report.main([str(tmp_path / "0.json"), str(tmp_path / "1.json")]) == 0
-    assert "0.550 ± 0.071" in capsys.readouterr().out
+def written(folder: Path, *rows: dict) -> str:
+    """Write a results.json as eval.py does; return its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "results.json").write_text(json.dumps({"rows": rows}))
+    return str(folder)
+
+
+def test_compare(tmp_path, capsys):
+    """Seeds merged by file and by folder; the same table as that of one run."""
+    runs = [written(tmp_path / str(s), row(seed=s, value=0.5 + s / 10)) for s in (0, 1)]
+    assert report.main(["compare", runs[0], f"{runs[1]}/results.json"]) == 0
+    out = capsys.readouterr().out
+    assert cells(out, "bottle")[:2] == ["bottle", "0.550 ± 0.071"]
+    assert "Time and memory" not in out  # these rows know nothing of it
+    assert "| run |" not in out
+
+
+def test_compare_writes_markdown_and_a_page(tmp_path, capsys):
+    runs = [
+        written(tmp_path / name, row(settings={"preset": name}, cost={"seconds": 12.25}))
+        for name in ("csflow", "uflow")
+    ]
+    files = [tmp_path / "deep/a.md", tmp_path / "deep/a.html"]
+    options = ["--markdown", str(files[0]), "--html", str(files[1])]
+    assert report.main(["compare", *runs, *options]) == 0
+    assert capsys.readouterr().out == ""
+    text, page = (file.read_text(encoding="utf-8") for file in files)
+    head, _, one, two = text.splitlines()[:4]
+    assert head.startswith("| category | run | image AUROC |")
+    assert one.startswith("| bottle | csflow | 0.500 |")
+    assert two.startswith("| bottle | uflow | 0.500 |")
+    assert "| bottle | csflow | n/a | n/a | 12 | n/a |" in text
+    assert page.startswith("<!DOCTYPE html>")
+    assert "<h1>Comparison: 2 runs</h1>" in page
+    assert '<td class="text">uflow</td><td>0.500</td>' in page
+    assert '<table class="sortable">' in page
+
+
+def test_every_run_has_its_own_means(tmp_path):
+    """And over the same seeds of all categories the deviation of the means, not of the rows."""
+    runs = [
+        written(
+            tmp_path / f"{preset}{seed}",
+            row("wood", seed, 0.5 + seed / 10, settings={"preset": preset}),
+            row("tile", seed, 0.9 - seed / 10, settings={"preset": preset}),
+        )
+        for preset in ("a", "b")
+        for seed in (0, 1)
+    ]
+    lines = report.markdown_table(report.side_by_side(runs[:3])).splitlines()
+    assert [line.split(" | ")[:3] for line in lines if line.startswith("| mean ")] == [
+        ["| mean", "a", "0.700 ± 0.000"],
+        ["| mean", "b", "0.700"],
+    ]
+
+
+def test_a_bar_in_a_name_stays_in_its_cell(tmp_path):
+    table = report.markdown_table([row("a|b")])
+    assert "| a\\|b | 0.500 |" in table
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"rows_": []}', "3"])
@@ -137,8 +191,11 @@ def test_a_file_that_is_no_result(tmp_path, text):
     file.write_text(text)
     with pytest.raises(UserError, match=r"x\.json: not a results\.json"):
         report.read_rows([str(file)])
-    with pytest.raises(SystemExit):
-        report.main([])
+    with pytest.raises(UserError, match=r"x\.json: not a results\.json"):
+        report.main(["compare", str(file)])
+    for wrong in ([], ["compare"], [str(file)]):
+        with pytest.raises(SystemExit):
+            report.main(wrong)
 
 
 # --- tables below the first
