@@ -1,4 +1,4 @@
-"""An exported bundle on disk: graph, parameters and inference.yml, read and checked."""
+"""An exported bundle on disk: graphs, parameters and inference.yml, read and checked."""
 
 import hashlib
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ FORMAT = 1
 SIDECAR = "inference.yml"
 GRAPHS = ("inference.json", "inference.pdmodel")  # Paddle 3 writes the first, Paddle 2 the second
 PARAMETERS = "inference.pdiparams"
+ONNX = "model.onnx"  # optional
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,14 @@ class Bundle:
     folder: Path
     graph: Path
     parameters: Path
+    onnx: Path | None
     input_size: tuple[int, int]  # height, width
     resize: str
     image_threshold: Threshold
     pixel_threshold: Threshold
     color_scale: tuple[float, float]
     acontrario: AContrario | None
+    engines: Mapping[str, Mapping[str, Any]]  # what the export found out about each; may be empty
     about: Mapping[str, Any]  # the whole of inference.yml
 
 
@@ -48,32 +51,41 @@ def read_bundle(folder: str | Path) -> Bundle:
     if graph is None:
         raise UserError(f"{folder}: none of {', '.join(GRAPHS)} is here; export again")
     parameters = folder / PARAMETERS
-    for path in (graph, parameters):
+    onnx = folder / ONNX if ONNX in about["files"] else None
+    for path in (graph, parameters, *filter(None, [onnx])):
         expected = about["files"].get(path.name)
         if expected is None or file_sha256(path) != expected:
             raise UserError(f"{path}: not the file that {SIDECAR} describes; export again")
     try:
-        return _described(folder, graph, parameters, about)
+        return _described(about, folder=folder, graph=graph, parameters=parameters, onnx=onnx)
     except (KeyError, TypeError, ValueError) as error:
         reason = str(error) if isinstance(error, UserError) else "a value is missing or wrong"
         raise UserError(f"{sidecar}: {reason}; export again") from None
 
 
-def _described(folder: Path, graph: Path, parameters: Path, about: Mapping[str, Any]) -> Bundle:
+def _described(about: Mapping[str, Any], **paths: Any) -> Bundle:
     height, width = about["input"]["size"]
     low, high = about["color_scale"]
     return Bundle(
-        folder=folder,
-        graph=graph,
-        parameters=parameters,
+        **paths,
         input_size=(int(height), int(width)),
         resize=about["input"]["resize"],
         image_threshold=Threshold.from_dict(about["thresholds"]["image"]),
         pixel_threshold=Threshold.from_dict(about["thresholds"]["pixel"]),
         color_scale=(float(low), float(high)),
         acontrario=AContrario.from_dict(about["nfa"]) if about.get("nfa") else None,
+        engines=_measured(about.get("engines") or {}),
         about=about,
     )
+
+
+def _measured(engines: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+    if not isinstance(engines, dict):
+        raise TypeError("engines are listed by name")
+    for name, entry in engines.items():
+        if not isinstance(entry["passed"], bool) or (entry["passed"] and not entry["ms"] > 0):
+            raise ValueError(f"engine {name} has no result")
+    return engines
 
 
 def _load(sidecar: Path) -> dict[str, Any]:

@@ -1,68 +1,131 @@
-"""Engines that run a bundle: Paddle Inference on CPU or GPU."""
+"""Engines that run a bundle: Paddle Inference, ONNX Runtime and OpenVINO, on a CPU or a GPU."""
 
-import argparse
-import os
-import subprocess
-import sys
-from collections.abc import Sequence
+import importlib.util
+import tempfile
+from abc import ABC, abstractmethod
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from deploy.bundle import Bundle, read_bundle
+from deploy.bundle import Bundle
 from utils.errors import UserError
 
-SELF_CHECK_TOLERANCE = 1e-4  # of scores and maps
-SELF_CHECK_SECONDS = 300.0
+Output = tuple[np.ndarray, np.ndarray, list[np.ndarray]]
+GPU_MEMORY = 256  # MB of Paddle's initial pool
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How to run: device, threads, and whether oneDNN kernels are wanted on the CPU."""
+    """How to run. `onednn` is about Paddle on a CPU, `tensorrt` about NVIDIA GPUs."""
 
     use_gpu: bool = False
     gpu_id: int = 0
     cpu_threads: int = 1
     onednn: bool = False
+    engine: str = "paddle"
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    tensorrt: bool = False
+    max_batch_size: int = 16  # that TensorRT prepares for
 
 
-class PaddleEngine:
-    """Run a bundle with Paddle Inference."""
+class Engine(ABC):
+    """Run a bundle.
+
+    Attributes:
+        name: on the command line.
+        package, distributions, install: the module it needs, where it comes from, how to get it.
+        options: how it was asked to run.
+    """
+
+    name: ClassVar[str]
+    package: ClassVar[str]
+    distributions: ClassVar[tuple[str, ...]]
+    install: ClassVar[str]
 
     def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
         self.options = options
-        self._predictor = _create_predictor(bundle, options)
-        self._input = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
+        if importlib.util.find_spec(self.package) is None:
+            raise UserError(
+                f"--engine {self.name}: {self.package} is not installed; {self.install}"
+            )
+        if options.tensorrt and not options.use_gpu:
+            raise UserError("--use_tensorrt: TensorRT is for NVIDIA GPUs; add --use_gpu True")
 
-    def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    @classmethod
+    def version(cls) -> str:
+        """Return what is installed."""
+        for distribution in cls.distributions:
+            with suppress(metadata.PackageNotFoundError):
+                return f"{distribution} {metadata.version(distribution)}"
+        return "version unknown"
+
+    def run(self, images: np.ndarray) -> Output:
         """Return maps (B, H, W), scores (B,) and evidence of images (B, 3, H, W) in [0, 1].
 
         Evidence is what the NFA test needs, (B, h, w) per level; empty in bundles without it.
         """
-        self._input.reshape(images.shape)
-        self._input.copy_from_cpu(np.ascontiguousarray(images, np.float32))
-        self._predictor.run()
-        anomaly_map, score, *evidence = (
-            self._predictor.get_output_handle(name).copy_to_cpu()
-            for name in self._predictor.get_output_names()
-        )
+        outputs = self._outputs(np.ascontiguousarray(images, np.float32))
+        anomaly_map, score, *evidence = outputs
         return anomaly_map[:, 0], score.reshape(-1), evidence
 
+    @abstractmethod
+    def _outputs(self, images: np.ndarray) -> list[np.ndarray]:
+        """Run the graph; outputs are in its order."""
 
-def _create_predictor(bundle: Bundle, options: EngineOptions) -> Any:
+
+class PaddleEngine(Engine):
+    """Paddle Inference; on a GPU also through TensorRT."""
+
+    name, package, install = "paddle", "paddle", "pip install -r requirements.txt"
+    distributions = ("paddlepaddle-gpu", "paddlepaddle")
+
+    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
+        super().__init__(bundle, options)
+        from paddle import inference
+
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        graph, parameters = bundle.graph, bundle.parameters
+        if options.use_gpu:
+            _require_paddle_gpu()
+            if options.tensorrt:
+                self._scratch = tempfile.TemporaryDirectory()
+                graph, parameters = _through_tensorrt(bundle, options, Path(self._scratch.name))
+        config = inference.Config(str(graph), str(parameters))
+        _configure(config, inference.PrecisionType, options)
+        self._predictor = inference.create_predictor(config)
+        self._input = self._predictor.get_input_handle(self._predictor.get_input_names()[0])
+
+    def _outputs(self, images: np.ndarray) -> list[np.ndarray]:
+        self._input.reshape(images.shape)
+        self._input.copy_from_cpu(images)
+        self._predictor.run()
+        names = self._predictor.get_output_names()
+        return [self._predictor.get_output_handle(name).copy_to_cpu() for name in names]
+
+
+def _require_paddle_gpu() -> None:
     import paddle
-    from paddle import inference
 
-    config = inference.Config(str(bundle.graph), str(bundle.parameters))
+    if not paddle.is_compiled_with_cuda():
+        raise UserError(
+            "--use_gpu: this Paddle build has no GPU support; install paddlepaddle-gpu (see "
+            "README) or use --use_gpu False"
+        )
+    if paddle.device.cuda.device_count() == 0:
+        raise UserError("--use_gpu: no GPU found on this machine; use --use_gpu False")
+
+
+def _configure(config: Any, precisions: Any, options: EngineOptions) -> None:
+    """Set up a paddle.inference.Config; `precisions` is its PrecisionType."""
     if options.use_gpu:
-        if not paddle.is_compiled_with_cuda():
-            raise UserError(
-                "--use_gpu: this Paddle build has no GPU support; install paddlepaddle-gpu (see "
-                "README) or use --use_gpu False"
-            )
-        config.enable_use_gpu(256, options.gpu_id)  # MB of the initial memory pool
+        kind = {"fp32": "Float32", "fp16": "Half", "bf16": "Bfloat16"}[options.precision]
+        if options.tensorrt:  # the graph was converted with this precision
+            kind = "Float32"
+        config.enable_use_gpu(GPU_MEMORY, options.gpu_id, getattr(precisions, kind))
     else:
         config.disable_gpu()
         config.set_cpu_math_library_num_threads(options.cpu_threads)
@@ -70,84 +133,182 @@ def _create_predictor(bundle: Bundle, options: EngineOptions) -> Any:
         config.enable_mkldnn()
     else:
         config.disable_mkldnn()  # on by default, and it breaks some operators
+    if not options.use_gpu and options.precision != "fp32":
+        if options.precision == "fp16" or not options.onednn:
+            raise UserError(
+                f"--precision {options.precision}: Paddle on a CPU computes in fp32, or in bf16 "
+                "with --enable_mkldnn True"
+            )
+        config.enable_mkldnn_bfloat16()
     config.enable_new_executor()  # without it, memory_optim fails for Paddle 3 graphs
     config.enable_memory_optim()
     config.disable_glog_info()
-    return inference.create_predictor(config)
 
 
-def create_engine(bundle: Bundle, options: EngineOptions) -> tuple[PaddleEngine, str]:
-    """Return an engine and one line about oneDNN: used, or why not; empty if it was not asked for.
+def _through_tensorrt(bundle: Bundle, options: EngineOptions, folder: Path) -> tuple[Path, Path]:
+    """Convert the graph with Paddle 3's own TensorRT module; return the new graph's files.
 
-    oneDNN can crash or be wrong without notice, so it is tried in a child process first, against
-    the plain kernels on the same input.
+    Building the engines takes minutes, and they fit this GPU only, so nothing is kept.
     """
-    if not options.onednn or options.use_gpu:
-        return PaddleEngine(bundle, options), ""
-    fault = _self_check_fault(bundle, options.cpu_threads)
-    if not fault:
-        return PaddleEngine(bundle, options), "oneDNN: on (the self-check passed)"
-    plain = EngineOptions(cpu_threads=options.cpu_threads)
-    return PaddleEngine(bundle, plain), f"oneDNN: off ({fault})"
-
-
-def _self_check_fault(bundle: Bundle, threads: int) -> str:
-    command = [
-        sys.executable, "-m", "deploy.engines", str(bundle.folder.resolve()), "--cpu_threads",
-        str(threads),
-    ]  # fmt: skip
-    root = Path(__file__).resolve().parent.parent
-    environment = {**os.environ, "PYTHONPATH": str(root)}
     try:
-        child = subprocess.run(
-            command, cwd=root, env=environment, capture_output=True, text=True,
-            timeout=SELF_CHECK_SECONDS,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        return f"the self-check took longer than {SELF_CHECK_SECONDS:.0f} s"
-    if child.returncode == 0:
-        return ""
-    if child.returncode == 1 and child.stdout.strip():
-        return child.stdout.strip().splitlines()[-1]
-    return f"the self-check ended with code {child.returncode}"
+        from paddle import tensorrt
+    except ImportError:
+        raise UserError(
+            "--use_tensorrt: this Paddle has no TensorRT; install TensorRT and the "
+            "paddlepaddle-gpu that was built for it, or leave --use_tensorrt out"
+        ) from None
+    size = (3, *bundle.input_size)
+    shapes = tensorrt.Input(
+        min_input_shape=(1, *size),
+        optim_input_shape=(1, *size),
+        max_input_shape=(options.max_batch_size, *size),
+        name="image",
+    )
+    config = tensorrt.TensorRTConfig(inputs=[shapes])
+    kind = {"fp32": "FP32", "fp16": "FP16", "bf16": "BF16"}[options.precision]
+    config.precision_mode = getattr(tensorrt.PrecisionMode, kind)
+    config.save_model_dir = str(folder / "inference")
+    tensorrt.convert(str(bundle.graph.with_suffix("")), config)
+    return folder / "inference.json", folder / "inference.pdiparams"
 
 
-def self_check(bundle: Bundle, threads: int) -> float:
-    """Return the largest difference of scores and maps with oneDNN on and off, for 1 and 3 images.
+class OnnxEngine(Engine):
+    """ONNX Runtime on a CPU, or on an NVIDIA GPU by CUDA or TensorRT."""
 
-    The images are seeded smooth noise.
-    """
-    rng = np.random.default_rng(0)
-    coarse = rng.random((3, 3, 8, 8))
-    height, width = bundle.input_size
-    rows, columns = (np.linspace(0, 7, n).round().astype(int) for n in (height, width))
-    images = coarse[:, :, rows][:, :, :, columns].astype(np.float32)
-    images += rng.normal(0, 0.02, images.shape).astype(np.float32)
-    engines = [
-        PaddleEngine(bundle, EngineOptions(cpu_threads=threads, onednn=on)) for on in (False, True)
-    ]
-    worst = 0.0
-    for count in (1, 3):
-        plain, fast = (engine.run(images[:count]) for engine in engines)
-        pairs = [*zip(plain[:2], fast[:2], strict=True), *zip(plain[2], fast[2], strict=True)]
-        for a, b in pairs:
-            scale = max(1.0, float(np.abs(a).max()))
-            worst = max(worst, float(np.abs(a - b).max()) / scale)
-            if not np.isfinite(b).all():
-                return float("inf")
-    return worst
+    name, package, install = "onnx", "onnxruntime", "pip install onnxruntime"
+    distributions = ("onnxruntime-gpu", "onnxruntime")
+
+    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
+        super().__init__(bundle, options)
+        import onnxruntime
+
+        providers = onnx_providers(options, onnxruntime.get_available_providers())
+        settings = onnxruntime.SessionOptions()
+        settings.intra_op_num_threads = options.cpu_threads
+        settings.inter_op_num_threads = 1
+        # threads that wait actively cost more than they save on a machine with other work
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        settings.log_severity_level = 3  # errors
+        try:
+            self._session = onnxruntime.InferenceSession(
+                str(onnx_file(bundle)), settings, providers=providers
+            )
+        except Exception as error:  # its classes of errors have no common ancestor
+            raise UserError(
+                f"{bundle.onnx}: ONNX Runtime cannot run it ({_brief(error)})"
+            ) from None
+        wanted = providers[0][0]
+        if wanted not in self._session.get_providers():  # it falls back without notice
+            raise UserError(
+                f"--use_gpu: ONNX Runtime could not start {wanted}; see its requirements"
+            )
+        self._input = self._session.get_inputs()[0].name
+
+    def _outputs(self, images: np.ndarray) -> list[np.ndarray]:
+        return self._session.run(None, {self._input: images})
 
 
-def main(argv: Sequence[str]) -> int:
-    """Run the self-check of a bundle; exit 0 if oneDNN may be used."""
-    parser = argparse.ArgumentParser(description="Check whether oneDNN is right for a bundle.")
-    parser.add_argument("bundle")
-    parser.add_argument("--cpu_threads", type=int, default=1)
-    args = parser.parse_args(argv)
-    worst = self_check(read_bundle(args.bundle), args.cpu_threads)
-    print(f"oneDNN differs by {worst:.2g} from the plain kernels")
-    return 0 if worst <= SELF_CHECK_TOLERANCE else 1
+def onnx_providers(options: EngineOptions, available: list[str]) -> list[tuple[str, dict]]:
+    """Return ONNX Runtime's execution providers and their settings, the preferred one first."""
+    if options.precision != "fp32" and not options.tensorrt:
+        raise UserError(
+            f"--precision {options.precision}: ONNX Runtime computes in fp32 unless "
+            "--use_tensorrt True is given; choose --engine openvino or paddle, or fp32"
+        )
+    providers: list[tuple[str, dict]] = []
+    if options.tensorrt:
+        settings = {"device_id": options.gpu_id}
+        if options.precision != "fp32":
+            settings[f"trt_{options.precision}_enable"] = True
+        providers.append(("TensorrtExecutionProvider", settings))
+    if options.use_gpu:
+        # tf32, its default, is too coarse for scores that agree to five digits
+        providers.append(("CUDAExecutionProvider", {"device_id": options.gpu_id, "use_tf32": 0}))
+    for name, _ in providers:
+        if name not in available:
+            raise UserError(
+                f"--use_gpu: this ONNX Runtime has no {name}; pip install onnxruntime-gpu, or use "
+                "--use_gpu False"
+            )
+    return [*providers, ("CPUExecutionProvider", {})]
 
 
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+class OpenVinoEngine(Engine):
+    """OpenVINO on a CPU, or on a GPU of Intel; it reads the ONNX graph."""
+
+    name, package, install = "openvino", "openvino", "pip install openvino"
+    distributions = ("openvino",)
+
+    def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
+        super().__init__(bundle, options)
+        import openvino
+
+        core = openvino.Core()
+        device = openvino_device(options, core.available_devices)
+        settings = openvino_settings(
+            options, core.get_property(device, "OPTIMIZATION_CAPABILITIES")
+        )
+        try:
+            self._model = core.compile_model(str(onnx_file(bundle)), device, settings)
+        except RuntimeError as error:
+            raise UserError(f"{bundle.onnx}: OpenVINO cannot run it ({_brief(error)})") from None
+
+    def _outputs(self, images: np.ndarray) -> list[np.ndarray]:
+        found = self._model([images])
+        return [found[i] for i in range(len(found))]
+
+
+def openvino_device(options: EngineOptions, available: list[str]) -> str:
+    """Return OpenVINO's name of the device."""
+    if options.tensorrt:
+        raise UserError("--use_tensorrt: OpenVINO has none; choose --engine onnx or paddle")
+    if not options.use_gpu:
+        return "CPU"
+    device = f"GPU.{options.gpu_id}"
+    if device not in available and not (options.gpu_id == 0 and "GPU" in available):
+        raise UserError(
+            f"--use_gpu: OpenVINO sees no {device}, only {', '.join(available)}; it is for GPUs of "
+            "Intel; use --use_gpu False, or --engine onnx or paddle"
+        )
+    return device
+
+
+def openvino_settings(options: EngineOptions, capabilities: list[str]) -> dict[str, Any]:
+    """Return the properties to compile with, given what the device can compute in."""
+    if options.precision.upper() not in capabilities:
+        raise UserError(
+            f"--precision {options.precision}: OpenVINO does not compute in it on this device; "
+            "choose fp32"
+        )
+    kind = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}[options.precision]
+    # without this hint, it takes bf16 where the processor has it
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": kind, "PERFORMANCE_HINT": "LATENCY"}
+    if not options.use_gpu:
+        settings["INFERENCE_NUM_THREADS"] = options.cpu_threads
+    return settings
+
+
+def onnx_file(bundle: Bundle) -> Path:
+    """Return the bundle's ONNX graph; `UserError` if it has none."""
+    if bundle.onnx is None:
+        raise UserError(
+            f"{bundle.folder}: no ONNX graph in this bundle; export again with --onnx, or use "
+            "--engine paddle"
+        )
+    return bundle.onnx
+
+
+def _brief(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+ENGINES: dict[str, type[Engine]] = {
+    engine.name: engine for engine in (PaddleEngine, OnnxEngine, OpenVinoEngine)
+}
+
+
+def open_engine(bundle: Bundle, options: EngineOptions) -> Engine:
+    """Start the engine that the options name; `UserError` if it cannot run here."""
+    if options.engine not in ENGINES:
+        raise UserError(f"--engine {options.engine}: choose one of {', '.join(ENGINES)}, auto")
+    return ENGINES[options.engine](bundle, options)

@@ -1,4 +1,4 @@
-"""Export a trained detector as a static graph, and prove that it gives the same scores."""
+"""Export a trained detector as static graphs, and prove that engines give the same scores."""
 
 import sys
 import tempfile
@@ -19,12 +19,12 @@ from utils.files import atomic_write_bytes
 
 if TYPE_CHECKING:
     from engine.checkpoint import Checkpoint
-    from engine.evaluator import Calibration
+    from engine.evaluator import Calibration, Output
     from models.detector import Detector
     from utils.config import Config
 
 SCORER_KEYS = ("score", "map_from", "peak_quantile", "blur_sigma")
-TOLERANCE = 1e-4  # of the score
+TOLERANCE = 1e-4  # of the score, relative to max(1, |score|): beyond it nothing is written
 IMAGES = 8  # real images to compare on
 
 
@@ -39,6 +39,8 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("--save_inference_dir", help="default: export.dir of the run")
     cli.add_checkpoint(parser)
     parser.add_argument("--data", help="images to compare on; default: those of the training")
+    cli.add_flag(parser, "--onnx", "write model.onnx too, for ONNX Runtime and OpenVINO")
+    parser.add_argument("--cpu_threads", type=cli.positive, default=1, help="to time engines with")
     parser.add_argument("-o", action="append", default=[], metavar="section.key=value")
     return parser.parse_args(argv)
 
@@ -47,11 +49,12 @@ def main(argv: Sequence[str] | None) -> int:
     """Export one category."""
     args = parse(argv)
     runtime.prepare()
-    from deploy.bundle import read_bundle
-    from deploy.engines import EngineOptions, PaddleEngine
+    from deploy import onnx_export
     from engine import session
     from engine.evaluator import run
 
+    if args.onnx:
+        onnx_export.require_packages()
     runtime.use_device("cpu")
     name = session.chosen_category(args.exp_dir, args.category)
     found, detector, calibration = session.open_detector(args.exp_dir, name, args.checkpoint)
@@ -67,23 +70,24 @@ def main(argv: Sequence[str] | None) -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         save_graph(detector, folder)
-        about = describe(found, calibration, folder)
+        outputs = output_names(expected)
+        if args.onnx:
+            onnx_export.convert(folder, outputs)
+        about = describe(found, calibration, folder, outputs)
         write_sidecar(folder, about)
-        maps, scores, _ = PaddleEngine(read_bundle(folder), EngineOptions()).run(images)
-        about["parity"] = parity = {
-            "images": len(images),
-            "score_max_difference": float(np.abs(scores - expected.scores).max()),
-            "map_max_difference": float(np.abs(maps - expected.maps).max()),
-        }
-        print(
-            f"exported against dynamic model on {len(images)} images: score differs by at most "
-            f"{parity['score_max_difference']:.2g}, map by {parity['map_max_difference']:.2g}"
-        )
-        if not parity["score_max_difference"] <= TOLERANCE:
+        about["engines"] = engines = try_engines(folder, images, expected, args.cpu_threads)
+        worst = engines["paddle"].get("max_score_difference", float("inf"))
+        if not worst <= TOLERANCE:
+            reason = engines["paddle"]["reason"]
             raise UserError(
-                f"{target}: the exported graph's score differs by more than {TOLERANCE}; "
-                "nothing was written; please report this configuration"
+                f"{target}: Paddle Inference does not give the model's scores: {reason}; nothing "
+                "was written; please report this configuration"
             )
+        about["parity"] = {
+            "images": len(images),
+            "score_max_difference": worst,
+            "map_max_difference": engines["paddle"]["max_map_difference"],
+        }
         write_sidecar(folder, about)
         publish(folder, target)
     print(f"inference model has been saved into {target}")
@@ -95,13 +99,44 @@ def save_graph(detector: "Detector", folder: Path) -> None:
     import paddle
 
     detector.eval()
-    detector.flow.fold()
+    detector.fold()
     spec = paddle.static.InputSpec([None, 3, *detector.input_size], "float32", "image")
     static = paddle.jit.to_static(detector, input_spec=[spec], full_graph=True)
     paddle.jit.save(static, str(folder / "inference"))
 
 
-def describe(found: "Checkpoint", calibration: "Calibration", folder: Path) -> dict[str, Any]:
+def output_names(expected: "Output") -> list[str]:
+    """Return the names of the graph's outputs, in order."""
+    return ["anomaly_map", "score", *(f"evidence_{i}" for i in range(len(expected.evidence)))]
+
+
+def try_engines(
+    folder: Path, images: np.ndarray, expected: "Output", threads: int
+) -> dict[str, dict[str, Any]]:
+    """Compare all engines with the trained model, and time them; print a line for each."""
+    from deploy import parity
+    from deploy.bundle import ONNX
+
+    sample = folder.parent / f"{folder.name}.npz"
+    parity.Sample(images, (expected.maps, expected.scores, expected.evidence)).save(sample)
+    names = [
+        name for name, options in parity.CANDIDATES.items()
+        if options.engine == "paddle" or (folder / ONNX).is_file()
+    ]  # fmt: skip
+    print(f"exported against dynamic model on {len(images)} images, batch sizes 1 and 5:")
+    engines = {}
+    try:
+        for name in names:
+            engines[name] = entry = parity.check(name, folder, sample, threads)
+            print(f"  {name}: {parity.summary(entry)}")
+    finally:
+        sample.unlink()
+    return engines
+
+
+def describe(
+    found: "Checkpoint", calibration: "Calibration", folder: Path, outputs: list[str]
+) -> dict[str, Any]:
     """Return the content of inference.yml."""
     from deploy.bundle import FORMAT, file_sha256
 
@@ -118,7 +153,7 @@ def describe(found: "Checkpoint", calibration: "Calibration", folder: Path) -> d
             "name": "image", "size": list(model.input_size), "resize": found.config.data.resize,
             "color": "RGB", "range": [0.0, 1.0],
         },
-        "outputs": ["anomaly_map", "score"],
+        "outputs": outputs,
         "scorer": {key: getattr(model, key) for key in SCORER_KEYS if hasattr(model, key)},
         "thresholds": {
             "image": calibration.image.to_dict(), "pixel": calibration.pixel.to_dict(),
@@ -141,10 +176,13 @@ def write_sidecar(folder: Path, about: dict[str, Any]) -> None:
 def publish(folder: Path, target: Path) -> None:
     """Bring the files of a bundle into `target`, each one atomically and inference.yml last.
 
-    Until that last file is there, its hashes tell a reader that the others are not its own.
+    Until that last file is there, its hashes tell a reader that the others are not its own. An
+    ONNX graph of an older export does not stay beside a new one.
     """
-    from deploy.bundle import SIDECAR
+    from deploy.bundle import ONNX, SIDECAR
 
+    if not (folder / ONNX).is_file():
+        (target / ONNX).unlink(missing_ok=True)
     for path in sorted(folder.iterdir(), key=lambda path: path.name == SIDECAR):
         atomic_write_bytes(target / path.name, path.read_bytes())
 

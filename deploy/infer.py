@@ -13,9 +13,11 @@ import numpy as np
 
 from utils import cli, runtime
 
+PRECISIONS = ("fp32", "fp16", "bf16")
+
 if TYPE_CHECKING:
     from deploy.bundle import Bundle
-    from deploy.engines import EngineOptions
+    from deploy.engines import Engine
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
@@ -26,10 +28,19 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     )
     parser.add_argument("--image_path", default="images/bottle_bad.png", help="file, folder, glob")
     parser.add_argument("--save_inference_dir", default="deploy/inference", help="the bundle")
+    parser.add_argument(
+        "--engine", default="paddle",
+        help="paddle, onnx, openvino, or auto: the fastest that passed its comparison at export",
+    )  # fmt: skip
     cli.add_flag(parser, "--use_gpu", "run on the GPU")
     parser.add_argument("--gpu_id", type=int, default=0)
     parser.add_argument("--cpu_threads", type=cli.positive, default=1)
     cli.add_flag(parser, "--enable_mkldnn", "oneDNN kernels, if they pass a self-check first")
+    parser.add_argument(
+        "--precision", choices=PRECISIONS, default="fp32",
+        help="below fp32, scores differ in the second or third digit: check the thresholds",
+    )  # fmt: skip
+    cli.add_flag(parser, "--use_tensorrt", "on NVIDIA GPUs; building its engine takes minutes")
     parser.add_argument("--batch_size", type=cli.positive, default=1)
     parser.add_argument("--max_batch_size", type=cli.positive, default=16, help="upper bound")
     parser.add_argument("--image_threshold", type=float, help="default: the bundle's own")
@@ -47,7 +58,8 @@ def main(argv: Sequence[str] | None) -> int:
     runtime.prepare()
     from deploy.benchmark import Stopwatch
     from deploy.bundle import read_bundle
-    from deploy.engines import EngineOptions, create_engine
+    from deploy.choice import create_engine
+    from deploy.engines import EngineOptions
     from utils.image import list_images
     from utils.predictions import (
         PhotoReader,
@@ -59,7 +71,12 @@ def main(argv: Sequence[str] | None) -> int:
 
     paths = list_images(args.image_path)
     bundle = read_bundle(args.save_inference_dir)
-    options = EngineOptions(args.use_gpu, args.gpu_id, args.cpu_threads, args.enable_mkldnn)
+    batch_size = min(args.batch_size, args.max_batch_size)
+    options = EngineOptions(
+        use_gpu=args.use_gpu, gpu_id=args.gpu_id, cpu_threads=args.cpu_threads,
+        onednn=args.enable_mkldnn, engine=args.engine, precision=args.precision,
+        tensorrt=args.use_tensorrt, max_batch_size=batch_size,
+    )  # fmt: skip
     engine, note = create_engine(bundle, options)
     if note:
         print(note)
@@ -72,7 +89,6 @@ def main(argv: Sequence[str] | None) -> int:
         pictures=not args.benchmark, maps=args.save_maps,
     )  # fmt: skip
     reader = PhotoReader(bundle.input_size, bundle.resize)
-    batch_size = min(args.batch_size, args.max_batch_size)
     watch = Stopwatch(args.warmup)
     batches = reader.batches(paths, batch_size)
     while True:
@@ -95,23 +111,27 @@ def main(argv: Sequence[str] | None) -> int:
     if reader.skipped:
         print(reader.warning(), file=sys.stderr)
     if args.benchmark:
-        print(watch.report(_blocks(bundle, engine.options, batch_size)))
+        print(watch.report(_blocks(bundle, engine, batch_size)))
     print(f"results in {output}")
     return 0
 
 
-def _blocks(
-    bundle: "Bundle", options: "EngineOptions", batch_size: int
-) -> dict[str, dict[str, object]]:
+def _blocks(bundle: "Bundle", engine: "Engine", batch_size: int) -> dict[str, dict[str, object]]:
+    options = engine.options
     return {
         "Paddle info": {"paddle_version": runtime.versions().get("paddlepaddle", "n/a")},
         "Conf info": {
+            "engine": f"{engine.name} ({engine.version()})",
             "runtime_device": f"gpu:{options.gpu_id}" if options.use_gpu else "cpu",
             "enable_mkldnn": options.onednn,
             "cpu_math_library_num_threads": options.cpu_threads,
-            "enable_memory_optim": True,
+            "enable_memory_optim": engine.name == "paddle",
+            "enable_tensorrt": options.tensorrt,
         },
-        "Model info": {"model_name": bundle.about["model"]["preset"], "precision": "fp32"},
+        "Model info": {
+            "model_name": bundle.about["model"]["preset"],
+            "precision": options.precision,
+        },
         "Data info": {
             "batch_size": batch_size,
             "input_shape": "3,{},{}".format(*bundle.input_size),

@@ -6,6 +6,7 @@ import paddle
 from paddle import Tensor, nn
 
 from .backbones.base import Backbone
+from .backbones.folding import fold_batch_norms
 from .flows.base import FeaturePyramid, Flow, dimensions, negative_log_likelihood
 from .scoring.base import Evidence, Scorer
 
@@ -75,6 +76,14 @@ class Detector(nn.Layer):
     def features_nll(self, features: FeaturePyramid) -> Tensor:
         """Return what `nll` does, from backbone features."""
         return _nats_per_dimension(*self.flow(features))
+
+    def fold(self) -> None:
+        """Fold into weights and constants what depends on parameters alone, for export.
+
+        The numbers stay the same. The detector can then run, but be neither trained nor saved.
+        """
+        fold_batch_norms(self.backbone, paddle.zeros([1, 3, *self.input_size]))
+        self.flow.fold()
 
     def head_state(self) -> dict[str, Tensor]:
         """Return all that training changes: flow, norms and scorer, without the backbone."""

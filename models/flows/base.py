@@ -2,7 +2,7 @@
 
 from paddle import Tensor, nn
 
-from .layers import GlobalAffine
+from .layers import CouplingStep, GlobalAffine
 
 FeaturePyramid = list[Tensor]  # (B, C_i, H_i, W_i), finest first
 
@@ -33,9 +33,9 @@ class Flow(nn.Layer):
         raise NotImplementedError
 
     def fold(self) -> None:
-        """Turn what depends on parameters alone into constants, for export."""
+        """Turn what depends on parameters alone into weights and constants, for export."""
         for layer in self.sublayers():
-            if isinstance(layer, GlobalAffine):
+            if isinstance(layer, CouplingStep | GlobalAffine):
                 layer.fold()
 
 

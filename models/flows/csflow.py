@@ -13,7 +13,7 @@ from paddle import Tensor, nn
 from . import ops
 from .base import FeaturePyramid, Flow, dimensions, negative_log_likelihood
 from .layers import CLAMPS
-from .subnets import Conv, parameter
+from .subnets import Conv, parameter, scale_output
 
 SCALES = 3  # the image at its full size, a half and a quarter
 PERMUTATIONS = ("official", "anomalib")
@@ -75,6 +75,12 @@ class CSFlow(Flow):
         for block in reversed(self.blocks):
             maps = block.inverse(maps)
         return [ops.leave(x) for x in maps]
+
+    def fold(self) -> None:
+        super().fold()
+        for layer in self.sublayers():
+            if isinstance(layer, CrossScaleNet):
+                layer.fold()
 
     def loss(self, latents: FeaturePyramid, log_dets: list[Tensor], share: float = 1.0) -> Tensor:
         totals = negative_log_likelihood(latents, log_dets)
@@ -206,6 +212,18 @@ class CrossScaleNet(nn.Layer):
                 out = out + self.down[scale - 1](hidden[scale - 1])
             outputs.append(out if self.gamma is None else out * self.gamma[scale])
         return outputs
+
+    def fold(self) -> None:
+        """Move γ into the last convolutions, for export."""
+        if self.gamma is None:
+            return
+        for scale, gamma in enumerate(self.gamma):
+            scale_output(self.direct[scale], gamma)
+            if scale < SCALES - 1:
+                scale_output(self.up[scale], gamma)
+            if scale > 0:
+                scale_output(self.down[scale - 1], gamma)
+        self.gamma = None
 
 
 class Doubling(nn.Layer):

@@ -9,7 +9,7 @@ import paddle.nn.functional as F
 from paddle import Tensor, nn
 
 from . import ops
-from .subnets import parameter
+from .subnets import parameter, scale_output
 
 Subnet = Callable[[int, int], nn.Layer]  # (channels in, channels out) -> network
 
@@ -22,6 +22,7 @@ CLAMPS: dict[str, Callable[[Tensor, float], Tensor]] = {
 COUPLINGS = ("one_sided", "two_sided")
 GLOBAL_SCALES = ("softplus", "raw")
 NORMS = ("layer", "batch", "none")
+_DAMPING = 0.1  # of the networks' outputs (FrEIA)
 _SCALE_FLOOR = 1e-6  # a raw scale may reach 0, whose logarithm would poison the optimiser
 
 
@@ -165,6 +166,7 @@ class CouplingStep(nn.Layer):
         second = channels // 2
         first = channels - second  # the larger part when the number is odd
         self.sizes = (first, second)
+        self.damping = _DAMPING
         self.clamp, self.alpha = CLAMPS[clamp], alpha
         self.subnet = subnet(first, 2 * second)
         self.subnet_back = subnet(second, 2 * first) if coupling == "two_sided" else None
@@ -174,7 +176,9 @@ class CouplingStep(nn.Layer):
         self, net: nn.Layer, given: Tensor, size: int, condition: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         both = net(given) if condition is None else net(given, condition)
-        log_scale, shift = ops.split(0.1 * both, (size, size))  # 0.1: FrEIA's damping
+        if self.damping != 1.0:
+            both = self.damping * both
+        log_scale, shift = ops.split(both, (size, size))
         return self.clamp(log_scale, self.alpha), shift
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -199,3 +203,10 @@ class CouplingStep(nn.Layer):
         log_scale, shift = self._scale_shift(self.subnet, first, self.sizes[1], condition)
         second = (second - shift) * paddle.exp(-log_scale)
         return ops.concat((first, second))
+
+    def fold(self) -> None:
+        """Move the damping into the networks' last layers, for export."""
+        for net in (self.subnet, self.subnet_back):
+            if net is not None:
+                scale_output(net.second, self.damping)
+        self.damping = 1.0

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
@@ -62,6 +63,13 @@ class ConvSubnet(nn.Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(F.relu(self.first(x)))
+
+
+@paddle.no_grad()
+def scale_output(layer: nn.Layer, factor: Tensor | float) -> None:
+    """Scale the weight and bias of a linear layer: its output is `factor` times what it was."""
+    layer.weight.set_value(layer.weight * factor)
+    layer.bias.set_value(layer.bias * factor)
 
 
 def parameter(layer: nn.Layer, value: np.ndarray) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deploy.bundle import GRAPHS, PARAMETERS, SIDECAR, file_sha256, read_bundle
+from deploy.bundle import GRAPHS, ONNX, PARAMETERS, SIDECAR, file_sha256, read_bundle
 from metrics.threshold import Threshold
 from utils.errors import UserError
 
@@ -33,6 +33,14 @@ def write(folder: Path, graph: str = GRAPHS[0], **changes) -> Path:
     return folder
 
 
+def with_onnx(folder: Path, **changes) -> Path:
+    """Write a bundle that lists an ONNX graph too."""
+    write(folder)
+    (folder / ONNX).write_bytes(b"onnx")
+    files = {name: file_sha256(folder / name) for name in (GRAPHS[0], PARAMETERS, ONNX)}
+    return write(folder, files=files, **changes)
+
+
 def refusal(folder: Path) -> str:
     with pytest.raises(UserError) as caught:
         read_bundle(folder)
@@ -52,6 +60,35 @@ def test_reading(tmp_path, graph):
     assert bundle.color_scale == (0.25, 1.0)
     assert isinstance(bundle.color_scale[1], float)
     assert bundle.about["model"] == {"preset": "p"}
+
+
+def test_an_onnx_graph_is_optional(tmp_path):
+    assert read_bundle(write(tmp_path / "without")).onnx is None
+    assert read_bundle(with_onnx(tmp_path / "with")).onnx == tmp_path / "with" / ONNX
+
+
+def test_an_onnx_graph_that_is_not_listed_is_not_taken(tmp_path):
+    """One that an older export left behind, say."""
+    (write(tmp_path) / ONNX).write_bytes(b"of another model")
+    assert read_bundle(tmp_path).onnx is None
+
+
+@pytest.mark.parametrize("content", [None, b"onnX"])
+def test_a_listed_onnx_graph_is_checked(tmp_path, content):
+    file = with_onnx(tmp_path) / ONNX
+    file.unlink()
+    if content:
+        file.write_bytes(content)
+    assert str(file) in refusal(tmp_path)
+
+
+def test_engines(tmp_path):
+    engines = {
+        "paddle": {"passed": True, "ms": 3, "max_score_difference": 0.0},
+        "onnx": {"passed": False, "reason": "it ended with code -11"},
+    }
+    assert read_bundle(write(tmp_path / "a", engines=engines)).engines == engines
+    assert read_bundle(write(tmp_path / "older")).engines == {}
 
 
 def test_paddle_3_comes_before_paddle_2(tmp_path):
@@ -131,6 +168,12 @@ def test_damaged_descriptions(tmp_path, text, words):
         {"color_scale": [1]},
         {"color_scale": 1},
         {"files": ["inference.json"]},
+        {"engines": ["paddle"]},
+        {"engines": {"paddle": 1}},
+        {"engines": {"paddle": {"passed": "yes", "ms": 3}}},
+        {"engines": {"paddle": {"passed": True}}},
+        {"engines": {"paddle": {"passed": True, "ms": None}}},
+        {"engines": {"paddle": {"passed": True, "ms": 0}}},
     ],
     ids=str,
 )

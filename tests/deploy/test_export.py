@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from datasets.folder import find_category
-from deploy import engines, export_model
+from deploy import export_model, parity
 from deploy.bundle import file_sha256, read_bundle
 from deploy.engines import EngineOptions, PaddleEngine
 from engine.evaluator import run
@@ -44,6 +44,7 @@ def test_what_is_in_a_bundle(bundle, exp):
     assert found["input"]["size"] == [64, 64]
     assert found["input"]["resize"] == meta["config"]["data"]["resize"]
     assert found["outputs"] == ["anomaly_map", "score"]
+    assert found["input"]["name"] == "image"
     assert found["versions"]["numpy"]
     for name in ("image", "pixel"):
         stored = Threshold.from_dict(found["thresholds"][name])
@@ -53,10 +54,22 @@ def test_what_is_in_a_bundle(bundle, exp):
 
 
 def test_the_comparison_is_recorded(bundle):
-    parity = about(bundle)["parity"]
-    assert parity["images"] == 8
-    assert 0 <= parity["score_max_difference"] < 1e-5
-    assert 0 <= parity["map_max_difference"] < 1e-5
+    recorded = about(bundle)["parity"]
+    assert recorded["images"] == 8
+    assert 0 <= recorded["score_max_difference"] < 1e-5
+    assert 0 <= recorded["map_max_difference"] < 1e-5
+
+
+def test_engines_are_recorded(bundle):
+    engines = about(bundle)["engines"]
+    assert list(engines) == ["paddle", "paddle_onednn"]
+    for entry in engines.values():
+        assert entry["passed"] is True
+        assert entry["threads"] == 1
+        assert entry["ms"] > 0
+    assert (
+        engines["paddle"]["max_score_difference"] == about(bundle)["parity"]["score_max_difference"]
+    )
 
 
 def test_images_to_compare_on_are_spread_over_all(data):
@@ -87,50 +100,88 @@ def test_best_and_last(exp, data, tmp_path, quick):
 
 @pytest.fixture
 def quick(bundle, monkeypatch):
-    """Take the graph of the finished bundle instead of tracing it again."""
+    """Take the graph of the finished bundle instead of tracing it again; let all engines pass.
+
+    Return what the engines are found to be; a test may change it.
+    """
+    found = {"ms": 1.0, "max_score_difference": 3e-5, "max_map_difference": 0.0, "reason": "off"}
 
     def copy(detector, folder: Path) -> None:
         for name in ("inference.json", "inference.pdiparams"):
             shutil.copy(bundle / name, folder)
 
     monkeypatch.setattr(export_model, "save_graph", copy)
+    monkeypatch.setattr(parity, "check", lambda *args: {"passed": True, "threads": 1, **found})
+    return found
 
 
-def test_a_difference_leaves_nothing(exp, data, tmp_path, monkeypatch, quick):
-    original = PaddleEngine.run
-    for shift in (2e-4, -2e-4, float("nan")):
-        monkeypatch.setattr(
-            engines.PaddleEngine, "run",
-            lambda self, x, by=shift: (original(self, x)[0], original(self, x)[1] + by, []),
-        )  # fmt: skip
-        with pytest.raises(UserError, match=r"score differs by more than 0\.0001; nothing was"):
+def test_a_difference_leaves_nothing(exp, data, tmp_path, quick):
+    for worst in (2e-4, float("nan"), float("inf")):
+        quick["max_score_difference"] = worst
+        with pytest.raises(UserError, match=r"not give the model's scores: off; nothing was"):
             export(exp, tmp_path / "new", data)
         assert not (tmp_path / "new").exists()
 
 
-def test_a_difference_keeps_the_older_bundle(exp, data, bundle, tmp_path, monkeypatch, quick):
+def test_an_engine_that_crashes_leaves_nothing(exp, data, tmp_path, monkeypatch, quick):
+    crashed = {"passed": False, "threads": 1, "reason": "it ended with code -11"}
+    monkeypatch.setattr(parity, "check", lambda *args: crashed)
+    with pytest.raises(UserError, match="it ended with code -11; nothing was written"):
+        export(exp, tmp_path / "new", data)
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_engine_of_choice_may_crash(exp, data, tmp_path, monkeypatch, capsys, quick):
+    crashed = {"passed": False, "threads": 1, "reason": "it ended with code -11"}
+    fine = parity.check("paddle", tmp_path, tmp_path, 1)
+    monkeypatch.setattr(parity, "check", lambda name, *args: fine if name == "paddle" else crashed)
+    export(exp, tmp_path / "new", data)
+    assert about(tmp_path / "new")["engines"]["paddle_onednn"] == crashed
+    assert "  paddle_onednn: not usable: it ended with code -11" in capsys.readouterr().out
+
+
+def test_a_difference_keeps_the_older_bundle(exp, data, bundle, tmp_path, quick):
     shutil.copytree(bundle, tmp_path / "old")
     before = contents(tmp_path / "old")
-    original = PaddleEngine.run
-    monkeypatch.setattr(
-        engines.PaddleEngine, "run", lambda self, x: (*(v + 1 for v in original(self, x)[:2]), [])
-    )
+    quick["max_score_difference"] = 1.0
     with pytest.raises(UserError, match="nothing was written"):
         export(exp, tmp_path / "old", data)
     assert contents(tmp_path / "old") == before
 
 
-def test_a_tiny_difference_is_printed_and_passes(exp, data, tmp_path, monkeypatch, capsys, quick):
-    original = PaddleEngine.run
-    monkeypatch.setattr(
-        engines.PaddleEngine,
-        "run",
-        lambda self, x: (*(v + 3e-5 for v in original(self, x)[:2]), []),
-    )
-    export(exp, tmp_path / "b", data)
+def test_a_tiny_difference_is_printed_and_passes(exp, data, tmp_path, capsys, quick):
+    export(exp, tmp_path / "b", data, "--cpu_threads", "2")
     out = capsys.readouterr().out
-    assert "exported against dynamic model on 8 images: score differs by at most 3e-05" in out
+    assert "exported against dynamic model on 8 images, batch sizes 1 and 5:" in out
+    line = "  paddle: score differs by at most 3e-05, map by 0, 1 ms per image"
+    assert line in out.splitlines()
     assert f"inference model has been saved into {tmp_path / 'b'}" in out
+
+
+def test_what_the_engines_are_compared_with(exp, data, tmp_path, monkeypatch, quick):
+    """The images and outputs of the dynamic model, and the threads of the command line."""
+    seen = []
+
+    def check(name: str, folder: Path, sample: Path, threads: int) -> dict:
+        read_bundle(folder)
+        seen.append((name, parity.Sample.load(sample), threads))
+        return {"passed": True, "ms": 1.0, "max_score_difference": 0.0, "max_map_difference": 0.0}
+
+    monkeypatch.setattr(parity, "check", check)
+    export(exp, tmp_path / "b", data, "--cpu_threads", "2")
+    assert [(name, threads) for name, _, threads in seen] == [("paddle", 2), ("paddle_onednn", 2)]
+    chosen = export_model.real_images(tiny_config(), str(data), "bottle")
+    np.testing.assert_array_equal(seen[0][1].images, chosen)
+    maps, scores, _ = PaddleEngine(read_bundle(tmp_path / "b"), EngineOptions()).run(chosen)
+    np.testing.assert_allclose(seen[0][1].expected[0], maps, atol=1e-5)
+    np.testing.assert_allclose(seen[0][1].expected[1], scores, atol=1e-5)
+
+
+def test_an_older_onnx_graph_goes(exp, data, tmp_path, quick):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b/model.onnx").write_bytes(b"of another model")
+    export(exp, tmp_path / "b", data)
+    assert not (tmp_path / "b/model.onnx").exists()
 
 
 def test_other_files_in_the_folder_stay(exp, data, tmp_path, quick):

@@ -146,6 +146,31 @@ def test_onednn(bundle, data, tmp_path, capsys):
     assert fast == pytest.approx(plain, abs=1e-5)
 
 
+@pytest.mark.slow
+def test_the_fastest_engine(bundle, data, tmp_path, capsys):
+    test = data / "bottle/test"
+    plain = scores(inferred(bundle, test, tmp_path / "plain"))
+    found = inferred(bundle, test, tmp_path / "auto", "--engine", "auto", "--benchmark")
+    out = capsys.readouterr().out
+    assert re.search(r"^engine: paddle(_onednn)? \(fastest at export, [\d.]+ ms\)$", out, re.M)
+    assert re.search(r"^engine: paddle \(paddlepaddle(-gpu)? \d", out, re.M)
+    assert scores(found) == pytest.approx(plain, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--engine", "tvm"], "--engine tvm: choose one of paddle, onnx, openvino, auto"),
+        (["--precision", "fp16"], "--precision fp16: Paddle on a CPU computes in fp32"),
+        (["--use_tensorrt"], "--use_tensorrt: TensorRT is for NVIDIA GPUs"),
+    ],
+)
+def test_what_does_not_run(bundle, tmp_path, options, words):
+    with pytest.raises(UserError, match=words):
+        inferred(bundle, data_image(), tmp_path / "o", *options)
+    assert not (tmp_path / "o").exists()
+
+
 @pytest.mark.skipif(paddle.is_compiled_with_cuda(), reason="a GPU build")
 def test_gpu_on_a_cpu_build_is_one_line(bundle):
     done = script("deploy/infer.py", "--save_inference_dir", str(bundle), "--use_gpu", "True")
