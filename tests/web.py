@@ -83,8 +83,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         rest = body[start:] if drop is None else body[start : start + drop]
         for begin in range(0, len(rest), 1 << 14):
             time.sleep(site.seconds)
-            self.wfile.write(rest[begin : begin + (1 << 14)])
-            site.sent += len(rest[begin : begin + (1 << 14)])
+            part = rest[begin : begin + (1 << 14)]
+            site.sent += len(part)  # first: the client may be done before this thread goes on
+            self.wfile.write(part)
 
     def log_message(self, *_: object) -> None:
         pass
