@@ -1,6 +1,8 @@
 """Images and masks from files, the one resize of the project, and lists of image files."""
 
 import glob
+import io
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from utils.errors import UserError
 
@@ -18,6 +20,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", "
 # Only these decoders run, whatever a file is called: Pillow's others start programs (EPS) or
 # are rarely tested.
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
+TILEWIDTH, TILELENGTH = 322, 323  # tags of a TIFF
 _PNG_EXIF = {"exif", "Raw profile type exif", "XML:com.adobe.xmp"}  # where Pillow finds it
 
 
@@ -27,8 +30,23 @@ def read_image(path: Path) -> np.ndarray:
     Alpha is dropped. 16-bit grey is scaled by 1/257 over its full range, 16-bit colour keeps its
     high byte. Raise UserError for floating-point, damaged and missing files.
     """
-    with _opened(path) as image:
+    with _opened(path, path) as image:
         return _to_rgb(_upright(image), path)
+
+
+class TooManyPixels(UserError):
+    """An image is larger than its reader allows."""
+
+
+def decode_image(data: bytes, name: str, most_pixels: int) -> np.ndarray:
+    """Read the content of an image file as `read_image` reads files; `name` is for messages.
+
+    Raise TooManyPixels, before anything is decoded, where the header tells of more than
+    `most_pixels`.
+    """
+    with _opened(io.BytesIO(data), name) as image:
+        _check_size(image, name, most_pixels)
+        return _to_rgb(_upright(image), name)
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -44,20 +62,20 @@ def read_mask(path: Path) -> np.ndarray:
 
 def read_mask_values(path: Path) -> np.ndarray:
     """Read the stored values of a mask as (H, W), unscaled; of colours, the largest channel."""
-    with _opened(path) as image:
+    with _opened(path, path) as image:
         return _grey_values(_upright(image))
 
 
 def image_size(path: Path) -> Size:
     """Return (H, W) of an image file as `read_image` would give it."""
-    with _opened(path) as image:
+    with _opened(path, path) as image:
         width, height = _upright(image).size
     return height, width
 
 
 def image_mode(path: Path) -> str:
     """Return Pillow's name of the stored pixel format ("RGB", "L", "I;16", ...)."""
-    with _opened(path) as image:
+    with _opened(path, path) as image:
         return image.mode
 
 
@@ -131,15 +149,30 @@ def list_images(source: str | Path) -> list[Path]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _opened(source: Path | io.BytesIO, name: object) -> Iterator[Image.Image]:
     """Yield an image whose pixels are not read yet; any failure to decode becomes a UserError."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(source, formats=_FORMATS) as image:
             yield image
     except UserError:
         raise
+    except Image.DecompressionBombError as error:
+        raise TooManyPixels(f"{name}: cannot read this image: {_reason(error)}") from error
     except Exception as error:  # decoders raise nearly everything on damaged files
-        raise UserError(f"{path}: cannot read this image: {_reason(error)}") from error
+        raise UserError(f"{name}: cannot read this image: {_reason(error)}") from error
+
+
+def _check_size(image: Image.Image, name: str, most: int) -> None:
+    """Raise TooManyPixels if the picture, or one tile as a TIFF may describe it, is too large."""
+    pixels = image.width * image.height
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        sides = (image.tag_v2.get(tag, 0) for tag in (TILEWIDTH, TILELENGTH))
+        pixels = max(pixels, math.prod(side for side in sides if isinstance(side, int)))
+    if pixels > most:
+        raise TooManyPixels(
+            f"{name}: {image.width}×{image.height}, {pixels / 1e6:.4g} million pixels; at most "
+            f"{most / 1e6:.4g} million are accepted, so scale it down"
+        )
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -160,21 +193,21 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _to_rgb(image: Image.Image, path: Path) -> np.ndarray:
+def _to_rgb(image: Image.Image, name: object) -> np.ndarray:
     if image.mode == "F":
         raise UserError(
-            f"{path}: floating-point pixels have no defined white; save it with 8 or 16 bits"
+            f"{name}: floating-point pixels have no defined white; save it with 8 or 16 bits"
         )
     if image.mode.startswith("I"):
-        grey = _from_16_bit(np.asarray(image), path)
+        grey = _from_16_bit(np.asarray(image), name)
         return np.repeat(grey[:, :, None], 3, axis=2)
     image.info.pop("transparency", None)  # dropped like any alpha; Pillow would warn about it
     return np.array(image.convert("RGB"))
 
 
-def _from_16_bit(values: np.ndarray, path: Path) -> np.ndarray:
+def _from_16_bit(values: np.ndarray, name: object) -> np.ndarray:
     if values.min() < 0 or values.max() > 65535:
-        raise UserError(f"{path}: pixel values outside 0..65535; save it with 8 or 16 bits")
+        raise UserError(f"{name}: pixel values outside 0..65535; save it with 8 or 16 bits")
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)  # rounds value / 257
 
 

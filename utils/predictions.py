@@ -139,6 +139,51 @@ def scale_around(threshold: Threshold) -> tuple[float, float]:
     return threshold.value - span, threshold.value + span
 
 
+class Judged(NamedTuple):
+    """What is said of one image, and its map and defective pixels, (H, W) of the original."""
+
+    result: dict[str, Any]
+    anomaly_map: np.ndarray
+    defective: np.ndarray
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Compare what a detector found with the thresholds: a verdict, regions, their numbers."""
+
+    image_threshold: Threshold
+    pixel_threshold: Threshold
+    acontrario: AContrario | None = None
+
+    def __call__(self, found: Found, size: Size) -> Judged:
+        """Judge one image of `size` = (H, W), into whose geometry the map is brought."""
+        score = float(found.score)
+        full = _of_size(found.anomaly_map, size)
+        cut = self.pixel_threshold.value
+        deciding, decisive = full, score  # what the thresholds are compared with
+        further, nfa = dict(found.about or {}), found.nfa
+        if nfa is None and self.acontrario is not None and found.evidence:
+            nfa_map = self.acontrario.score(found.evidence)
+            nfa = nfa_map, float(nfa_map.max())
+        if nfa is not None:
+            further["log_nfa"] = -nfa[1]
+            if self.pixel_threshold.policy == "nfa":
+                deciding = _of_size(nfa[0], size)
+            if self.image_threshold.policy == "nfa":
+                decisive = nfa[1]
+        result = {
+            "score": score,
+            "threshold": self.image_threshold.value,
+            "verdict": verdict(decisive, self.image_threshold),
+            "pixel_threshold": cut,
+            "map_mean": float(found.anomaly_map.mean(dtype=np.float64)),
+            "map_max": float(found.anomaly_map.max()),
+            "regions": regions(deciding, cut),
+            **further,
+        }
+        return Judged(result, full, is_defective(deciding, cut))
+
+
 class PredictionWriter:
     """Collect predictions of one call; `results.jsonl` appears when it is closed."""
 
@@ -154,9 +199,8 @@ class PredictionWriter:
         maps: bool = False,
     ) -> None:
         self.output = output
-        self.image_threshold, self.pixel_threshold = image_threshold, pixel_threshold
+        self.judge = Judge(image_threshold, pixel_threshold, acontrario)
         self.color_scale = color_scale
-        self.acontrario = acontrario
         self.pictures, self.maps = pictures, maps
         self._lines: list[str] = []
         self._names: set[str] = set()
@@ -178,39 +222,17 @@ class PredictionWriter:
         The other values are those of `Found`; `truth` (H, W) and `label` (0 normal, 1 defective)
         where they are known.
         """
-        score = float(score)
         size = photo.pixels.shape[:2]
-        full = _of_size(anomaly_map, size)
-        cut = self.pixel_threshold.value
-        deciding, decisive = full, score  # what the thresholds are compared with
-        further = dict(about or {})
-        if nfa is None and self.acontrario is not None and evidence:
-            nfa_map = self.acontrario.score(evidence)
-            nfa = nfa_map, float(nfa_map.max())
-        if nfa is not None:
-            further["log_nfa"] = -nfa[1]
-            if self.pixel_threshold.policy == "nfa":
-                deciding = _of_size(nfa[0], size)
-            if self.image_threshold.policy == "nfa":
-                decisive = nfa[1]
-        found = is_defective(deciding, cut)
-        result: dict[str, Any] = {
-            "path": str(photo.path),
-            "label": label,
-            "score": score,
-            "threshold": self.image_threshold.value,
-            "verdict": verdict(decisive, self.image_threshold),
-            "pixel_threshold": cut,
-            "map_mean": float(anomaly_map.mean(dtype=np.float64)),
-            "map_max": float(anomaly_map.max()),
-            "regions": regions(deciding, cut),
-            **further,
-        }
+        judged = self.judge(Found(anomaly_map, score, evidence, nfa, about), size)
+        result: dict[str, Any] = {"path": str(photo.path), "label": label, **judged.result}
         name = self._free_name(photo.path)
         if self.pictures:
-            title = f"{photo.path.name}\n{result['verdict']}  {self._reason(score, nfa)}"
-            level = None if self.pixel_threshold.policy == "nfa" else cut
-            shown, values, outlined, known = _for_pictures(photo.pixels, full, found, truth)
+            title = f"{photo.path.name}\n{result['verdict']}  {self._reason(result)}"
+            nfa_decides = self.judge.pixel_threshold.policy == "nfa"
+            level = None if nfa_decides else self.judge.pixel_threshold.value
+            shown, values, outlined, known = _for_pictures(
+                photo.pixels, judged.anomaly_map, judged.defective, truth
+            )
             picture = panel(
                 shown, values, outlined, *self.color_scale, title, ground_truth=known, level=level
             )
@@ -221,15 +243,16 @@ class PredictionWriter:
             result["overlay"] = f"overlays/{name}.png"
         if self.maps:
             with atomic_replace(self.output / f"{name}.npy") as temporary:
-                np.save(temporary, full.astype(np.float32, copy=False))
+                np.save(temporary, judged.anomaly_map.astype(np.float32, copy=False))
             result["map"] = f"{name}.npy"
         self._lines.append(json.dumps(result, ensure_ascii=False))
         return result
 
-    def _reason(self, score: float, nfa: tuple[np.ndarray, float] | None) -> str:
-        if self.image_threshold.policy == "nfa" and nfa is not None:
-            return f"log NFA {-nfa[1]:.1f}  threshold 0  score {score:.3f}"
-        return f"score {score:.3f}  threshold {self.image_threshold.value:.3f}"
+    def _reason(self, result: Mapping[str, Any]) -> str:
+        score = f"score {result['score']:.3f}"
+        if self.judge.image_threshold.policy == "nfa" and "log_nfa" in result:
+            return f"log NFA {result['log_nfa']:.1f}  threshold 0  {score}"
+        return f"{score}  threshold {result['threshold']:.3f}"
 
     def close(self) -> None:
         """Write results.jsonl."""
