@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import paddle
 from numpy.typing import ArrayLike
-from paddle import Tensor
 from tqdm import tqdm
 
 from datasets import extracted
@@ -118,7 +117,9 @@ def labelled_set(
 def image_source(records: Sequence[Record], config: Config, detector: paddle.nn.Layer) -> Source:
     """Return a source that reads images and runs the backbone on them."""
     turn = rotation(config.data.rotation) if config.data.rotation else None
-    return Source(len(records), image_reader(records, config), _extract(detector), turn)
+    extract = detector.extractor(len(records))
+    reader = image_reader(records, config)
+    return Source(len(records), reader, lambda arrays: extract(arrays[0]), turn)
 
 
 def image_reader(records: Sequence[Record], config: Config) -> Read:
@@ -245,10 +246,6 @@ def _feature_sources(
     return parts[0], parts[1]
 
 
-def _extract(detector: paddle.nn.Layer) -> Callable[[list[Tensor]], list[Tensor]]:
-    return lambda arrays: detector.features(arrays[0])
-
-
 def _open_cache(
     detector: paddle.nn.Layer, records: Sequence[Record], config: Config, key: str
 ) -> FeatureCache:
@@ -266,7 +263,8 @@ def extract_batches(
     detector: paddle.nn.Layer, read: Read, batches: list[np.ndarray]
 ) -> Iterator[list[np.ndarray]]:
     """Yield the backbone's maps of every batch of images, with a bar on screen."""
+    extract = detector.extractor(sum(map(len, batches)))
     for (batch,) in tqdm(read_ahead(batches, read), "extract features", len(batches), disable=None):
         with paddle.no_grad():
-            maps = detector.features(paddle.to_tensor(batch))
+            maps = extract(paddle.to_tensor(batch))
         yield [level.numpy() for level in maps]

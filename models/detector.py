@@ -7,6 +7,7 @@ from paddle import Tensor, nn
 
 from .backbones.base import Backbone
 from .backbones.folding import fold_batch_norms
+from .fast_backbone import Extract, fastest
 from .flows.base import FeaturePyramid, Flow, dimensions, negative_log_likelihood
 from .scoring.base import Evidence, Scorer
 
@@ -45,6 +46,10 @@ class Detector(nn.Layer):
     def features(self, image: Tensor) -> FeaturePyramid:
         """Return the frozen backbone's maps (B, C_i, H_i, W_i), finest first."""
         return self.backbone((image - self.mean) / self.std)
+
+    def extractor(self, count: int) -> Extract:
+        """Return the fastest way to the features of so many images: to rounding, `features`."""
+        return fastest(self, count)
 
     def score(self, features: FeaturePyramid) -> tuple[Tensor, ...]:
         """Return what `forward` does, from backbone features."""

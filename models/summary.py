@@ -10,6 +10,7 @@ from paddle import Tensor, _C_ops, nn
 from paddle.base import core
 
 from .detector import Detector
+from .flows import onednn
 from .references import published_count
 
 MB = 10**6
@@ -195,7 +196,7 @@ def _counted(
     def add(macs: int) -> None:
         parts[running].macs += macs
 
-    with _watched(layers, begin, end), _tapped(add):
+    with _watched(layers, begin, end), _tapped(add), onednn.left_out():
         yield
 
 

@@ -4,11 +4,16 @@ Eager mode computes channels-last (B, H, W, C); a static graph computes channels
 which every inference engine and ONNX want. The maths above this module sees neither.
 """
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
+from paddle.autograd import PyLayer
+
+from . import onednn
 
 
 def channels_last() -> bool:
@@ -33,12 +38,49 @@ def leave(x: Tensor) -> Tensor:
 
 def split(x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
     """Cut the channels into consecutive groups of the given sizes."""
+    if channels_last():
+        return list(_Split.apply(x, list(sizes)))
     return paddle.split(x, list(sizes), axis=channel_axis())
 
 
 def concat(parts: Sequence[Tensor]) -> Tensor:
     """Join channel groups."""
+    if channels_last():
+        return _Concat.apply(*parts)
     return paddle.concat(list(parts), axis=channel_axis())
+
+
+class _Split(PyLayer):
+    """Cut the last axis: copied slices take a quarter of the time of Paddle's split."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+        return _slices(x, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return paddle.concat(list(gradients), axis=-1)
+
+
+class _Concat(PyLayer):
+    """Join along the last axis, whose gradient is a split."""
+
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        ctx.sizes = [part.shape[-1] for part in parts]
+        ctx.wanted = [not part.stop_gradient for part in parts]
+        return paddle.concat(list(parts), axis=-1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        found = zip(_slices(gradient, ctx.sizes), ctx.wanted, strict=True)
+        return tuple(each if wanted else None for each, wanted in found)
+
+
+def _slices(x: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    ends = list(itertools.accumulate(sizes))
+    starts = [end - size for end, size in zip(ends, sizes, strict=True)]
+    return tuple(x[..., a:b].contiguous() for a, b in zip(starts, ends, strict=True))
 
 
 def pixel_shuffle(x: Tensor) -> Tensor:
@@ -59,6 +101,8 @@ def channel_sum(x: Tensor) -> Tensor:
 
 def conv(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
     """Convolve with zero "same" padding; weight is (C_out, C_in, k, k) with odd k."""
+    if channels_last() and (y := onednn.conv(x, weight, bias, stride)) is not None:
+        return y
     padding = weight.shape[2] // 2
     layout = "NHWC" if channels_last() else "NCHW"
     return F.conv2d(x, weight, bias, stride=stride, padding=padding, data_format=layout)
