@@ -23,6 +23,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("--pixel_threshold", type=float, help="default: the run's own")
     parser.add_argument("--output", help="default: predictions in the folder of the run")
     cli.add_high_precision(parser)
+    cli.add_drift_window(parser)
     cli.add_flag(parser, "--save_maps", "write raw maps as .npy, in the geometry of the image")
     cli.add_flag(parser, "--gif", "write <category>.gif with up to 40 of the pictures")
     parser.add_argument(
@@ -55,7 +56,9 @@ def main(argv: Sequence[str] | None) -> int:
         chosen_output,
         chosen_threshold,
         console_line,
+        say_drift,
         scale_around,
+        watch_drift,
         whole_images,
     )
     from utils.tiling import Tiler, chosen_tiling
@@ -76,7 +79,10 @@ def main(argv: Sequence[str] | None) -> int:
     output = chosen_output(Path(args.output) if args.output else default, paths)
     scale = stored.color_scale if stored else scale_around(pixel)
     test = stored.acontrario if stored else None
-    writer = PredictionWriter(output, image, pixel, scale, acontrario=test, maps=args.save_maps)
+    writer = PredictionWriter(
+        output, image, pixel, scale, acontrario=test, maps=args.save_maps,
+        drift=watch_drift(stored.nll if stored else None, args),
+    )  # fmt: skip
     print(f"image {image.describe()}")
     network = partial(run, detector)
     reader = PhotoReader(config.model.input_size, config.data.resize)
@@ -90,10 +96,11 @@ def main(argv: Sequence[str] | None) -> int:
     truths = KnownTruth()
     for photo, judged in results:
         label, truth = truths.of(photo.path)
-        result = writer.add(photo, *judged, truth=truth, label=label)
+        result = writer.add(photo, judged, truth=truth, label=label)
         pictures.append(output / result["picture"])
         print(console_line(result, alone=len(paths) == 1))
     writer.close()
+    say_drift(writer.drift)
     if reader.skipped:
         print(reader.warning(), file=sys.stderr)
     if args.gif:

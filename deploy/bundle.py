@@ -9,14 +9,18 @@ from typing import Any
 import yaml
 
 from metrics.acontrario import AContrario
+from metrics.drift import NormalNll
 from metrics.threshold import Threshold
 from utils.errors import UserError
+from utils.files import atomic_write_bytes
 
 FORMAT = 1
 SIDECAR = "inference.yml"
 GRAPHS = ("inference.json", "inference.pdmodel")  # Paddle 3 writes the first, Paddle 2 the second
 PARAMETERS = "inference.pdiparams"
 ONNX = "model.onnx"  # optional
+NLL = "nll"  # name of an output
+QUANTIZED = "quantization"  # its report; such a bundle has no graph but ONNX
 
 
 @dataclass(frozen=True)
@@ -24,8 +28,8 @@ class Bundle:
     """What a bundle says about itself."""
 
     folder: Path
-    graph: Path
-    parameters: Path
+    graph: Path | None  # none where the backbone is quantized
+    parameters: Path | None
     onnx: Path | None
     input_size: tuple[int, int]  # height, width
     resize: str
@@ -33,6 +37,7 @@ class Bundle:
     pixel_threshold: Threshold
     color_scale: tuple[float, float]
     acontrario: AContrario | None
+    nll: NormalNll | None
     engines: Mapping[str, Mapping[str, Any]]  # what the export found out about each; may be empty
     about: Mapping[str, Any]  # the whole of inference.yml
 
@@ -47,12 +52,15 @@ def read_bundle(folder: str | Path) -> Bundle:
             "--save_inference_dir"
         )
     about = _load(sidecar)
-    graph = next((folder / name for name in GRAPHS if (folder / name).is_file()), None)
-    if graph is None:
-        raise UserError(f"{folder}: none of {', '.join(GRAPHS)} is here; export again")
-    parameters = folder / PARAMETERS
+    graph: Path | None = None
+    parameters: Path | None = None
     onnx = folder / ONNX if ONNX in about["files"] else None
-    for path in (graph, parameters, *filter(None, [onnx])):
+    if QUANTIZED not in about:
+        graph = next((folder / name for name in GRAPHS if (folder / name).is_file()), None)
+        if graph is None:
+            raise UserError(f"{folder}: none of {', '.join(GRAPHS)} is here; export again")
+        parameters = folder / PARAMETERS
+    for path in filter(None, (graph, parameters, onnx)):
         expected = about["files"].get(path.name)
         if expected is None or file_sha256(path) != expected:
             raise UserError(f"{path}: not the file that {SIDECAR} describes; export again")
@@ -74,6 +82,7 @@ def _described(about: Mapping[str, Any], **paths: Any) -> Bundle:
         pixel_threshold=Threshold.from_dict(about["thresholds"]["pixel"]),
         color_scale=(float(low), float(high)),
         acontrario=AContrario.from_dict(about["nfa"]) if about.get("nfa") else None,
+        nll=NormalNll.from_dict(about[NLL]) if about.get(NLL) else None,
         engines=_measured(about.get("engines") or {}),
         about=about,
     )
@@ -103,6 +112,24 @@ def _load(sidecar: Path) -> dict[str, Any]:
     if missing:
         raise UserError(f"{sidecar}: '{missing[0]}' is missing; export again")
     return about
+
+
+def write_sidecar(folder: Path, about: Mapping[str, Any]) -> None:
+    """Write inference.yml."""
+    text = yaml.safe_dump(dict(about), sort_keys=False, allow_unicode=True)
+    (folder / SIDECAR).write_text(text, encoding="utf-8")
+
+
+def publish(folder: Path, target: Path) -> None:
+    """Bring the files of a bundle into `target`, each one atomically and inference.yml last.
+
+    Until that last file is there, its hashes tell a reader that the others are not its own. An
+    ONNX graph of an older export does not stay beside a new one.
+    """
+    if not (folder / ONNX).is_file():
+        (target / ONNX).unlink(missing_ok=True)
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == SIDECAR):
+        atomic_write_bytes(target / path.name, path.read_bytes())
 
 
 def file_sha256(path: Path) -> str:

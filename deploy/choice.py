@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from deploy.bundle import Bundle
+from deploy.bundle import QUANTIZED, Bundle
 from deploy.engines import Engine, EngineOptions, open_engine
 from deploy.parity import CANDIDATES, self_check
 from utils.errors import UserError
@@ -12,6 +12,11 @@ def create_engine(bundle: Bundle, options: EngineOptions) -> tuple[Engine, str]:
     """Return an engine and one line about how it was chosen; empty if there is nothing to say."""
     if options.engine == "auto":
         return _fastest(bundle, options)
+    if QUANTIZED in bundle.about and options.engine != "onnx":
+        raise UserError(
+            f"--engine {options.engine}: {bundle.folder} is quantized, and its thresholds are for "
+            "ONNX Runtime; use --engine onnx"
+        )
     entry = bundle.engines.get(options.engine, {"passed": True})
     # with Paddle's plain kernels the bundle was written, and so it runs
     if options.engine != "paddle" and not entry["passed"] and "ms" in entry:

@@ -11,10 +11,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from deploy.bundle import Bundle
+from deploy.bundle import NLL, Bundle
 from utils.errors import UserError
+from utils.predictions import Output
 
-Output = tuple[np.ndarray, np.ndarray, list[np.ndarray]]
 GPU_MEMORY = 256  # MB of Paddle's initial pool
 
 
@@ -48,6 +48,7 @@ class Engine(ABC):
 
     def __init__(self, bundle: Bundle, options: EngineOptions) -> None:
         self.options = options
+        self._gives_nll = NLL in bundle.about.get("outputs", ())  # older bundles do not
         if importlib.util.find_spec(self.package) is None:
             raise UserError(
                 f"--engine {self.name}: {self.package} is not installed; {self.install}"
@@ -64,13 +65,11 @@ class Engine(ABC):
         return "version unknown"
 
     def run(self, images: np.ndarray) -> Output:
-        """Return maps (B, H, W), scores (B,) and evidence of images (B, 3, H, W) in [0, 1].
-
-        Evidence is what the NFA test needs, (B, h, w) per level; empty in bundles without it.
-        """
+        """Return what the bundle says of images (B, 3, H, W) in [0, 1]."""
         outputs = self._outputs(np.ascontiguousarray(images, np.float32))
-        anomaly_map, score, *evidence = outputs
-        return anomaly_map[:, 0], score.reshape(-1), evidence
+        anomaly_map, score, *further = outputs
+        nll = further.pop(0).reshape(-1) if self._gives_nll else None
+        return Output(anomaly_map[:, 0], score.reshape(-1), further, nll)
 
     @abstractmethod
     def _outputs(self, images: np.ndarray) -> list[np.ndarray]:
@@ -89,6 +88,7 @@ class PaddleEngine(Engine):
 
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         graph, parameters = bundle.graph, bundle.parameters
+        assert graph is not None  # `create_engine` leads no quantized bundle here
         if options.use_gpu:
             _require_paddle_gpu()
             if options.tensorrt:
@@ -158,6 +158,7 @@ def _through_tensorrt(bundle: Bundle, options: EngineOptions, folder: Path) -> t
             "paddlepaddle-gpu that was built for it, or leave --use_tensorrt out"
         ) from None
     size = (3, *bundle.input_size)
+    assert bundle.graph is not None
     shapes = tensorrt.Input(
         min_input_shape=(1, *size),
         optim_input_shape=(1, *size),

@@ -11,20 +11,18 @@ if not __package__:  # started as a file
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
-import yaml
 
 from utils import cli, runtime
 from utils.errors import UserError
-from utils.files import atomic_write_bytes
 
 if TYPE_CHECKING:
     from engine.checkpoint import Checkpoint
-    from engine.evaluator import Calibration, Output
+    from engine.evaluator import Calibration
     from models.detector import Detector
     from utils.config import Config
+    from utils.predictions import Output
 
 SCORER_KEYS = ("score", "map_from", "peak_quantile", "blur_sigma")
-TOLERANCE = 1e-4  # of the score, relative to max(1, |score|): beyond it nothing is written
 IMAGES = 8  # real images to compare on
 
 
@@ -50,6 +48,7 @@ def main(argv: Sequence[str] | None) -> int:
     args = parse(argv)
     runtime.prepare()
     from deploy import onnx_export
+    from deploy.bundle import publish, write_sidecar
     from engine import session
     from engine.evaluator import run
 
@@ -72,20 +71,20 @@ def main(argv: Sequence[str] | None) -> int:
         save_graph(detector, folder)
         outputs = output_names(expected)
         if args.onnx:
-            onnx_export.convert(folder, outputs)
+            weights = [parameter.name for parameter in detector.backbone.parameters()]
+            onnx_export.convert(folder, outputs, weights)
         about = describe(found, calibration, folder, outputs)
         write_sidecar(folder, about)
         about["engines"] = engines = try_engines(folder, images, expected, args.cpu_threads)
-        worst = engines["paddle"].get("max_score_difference", float("inf"))
-        if not worst <= TOLERANCE:
+        if not engines["paddle"]["passed"]:
             reason = engines["paddle"]["reason"]
             raise UserError(
-                f"{target}: Paddle Inference does not give the model's scores: {reason}; nothing "
+                f"{target}: Paddle Inference does not give the model's results: {reason}; nothing "
                 "was written; please report this configuration"
             )
         about["parity"] = {
             "images": len(images),
-            "score_max_difference": worst,
+            "score_max_difference": engines["paddle"]["max_score_difference"],
             "map_max_difference": engines["paddle"]["max_map_difference"],
         }
         write_sidecar(folder, about)
@@ -107,7 +106,10 @@ def save_graph(detector: "Detector", folder: Path) -> None:
 
 def output_names(expected: "Output") -> list[str]:
     """Return the names of the graph's outputs, in order."""
-    return ["anomaly_map", "score", *(f"evidence_{i}" for i in range(len(expected.evidence)))]
+    from deploy.bundle import NLL
+
+    levels = range(len(expected.evidence))
+    return ["anomaly_map", "score", NLL, *(f"evidence_{i}" for i in levels)]
 
 
 def try_engines(
@@ -118,7 +120,7 @@ def try_engines(
     from deploy.bundle import ONNX
 
     sample = folder.parent / f"{folder.name}.npz"
-    parity.Sample(images, (expected.maps, expected.scores, expected.evidence)).save(sample)
+    parity.Sample(images, expected).save(sample)
     names = [
         name for name, options in parity.CANDIDATES.items()
         if options.engine == "paddle" or (folder / ONNX).is_file()
@@ -147,7 +149,7 @@ def describe(
             "flow": model.flow, "backbone": model.backbone, "category": meta["category"],
             "preset": meta["preset"], "backbone_sha256": meta["backbone"]["sha256"],
             "checkpoint": found.folder.name, "epoch": meta["progress"]["epoch"],
-            "seed": found.config.train.seed,
+            "seed": found.config.train.seed, "holdout": found.config.data.holdout,
         },
         "input": {
             "name": "image", "size": list(model.input_size), "resize": found.config.data.resize,
@@ -160,31 +162,10 @@ def describe(
         },
         "color_scale": list(calibration.color_scale),
         "nfa": calibration.acontrario.to_dict() if calibration.acontrario else None,
+        "nll": calibration.nll.to_dict() if calibration.nll else None,
         "versions": runtime.versions(),
         "files": {path.name: file_sha256(path) for path in sorted(folder.iterdir())},
     }  # fmt: skip
-
-
-def write_sidecar(folder: Path, about: dict[str, Any]) -> None:
-    """Write inference.yml."""
-    from deploy.bundle import SIDECAR
-
-    text = yaml.safe_dump(about, sort_keys=False, allow_unicode=True)
-    (folder / SIDECAR).write_text(text, encoding="utf-8")
-
-
-def publish(folder: Path, target: Path) -> None:
-    """Bring the files of a bundle into `target`, each one atomically and inference.yml last.
-
-    Until that last file is there, its hashes tell a reader that the others are not its own. An
-    ONNX graph of an older export does not stay beside a new one.
-    """
-    from deploy.bundle import ONNX, SIDECAR
-
-    if not (folder / ONNX).is_file():
-        (target / ONNX).unlink(missing_ok=True)
-    for path in sorted(folder.iterdir(), key=lambda path: path.name == SIDECAR):
-        atomic_write_bytes(target / path.name, path.read_bytes())
 
 
 def real_images(config: "Config", root: str | None, name: str) -> np.ndarray:

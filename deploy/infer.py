@@ -46,6 +46,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("--image_threshold", type=float, help="default: the bundle's own")
     parser.add_argument("--pixel_threshold", type=float, help="default: the bundle's own")
     parser.add_argument("--output", default="output", help="for results.jsonl and pictures")
+    cli.add_drift_window(parser)
     cli.add_flag(parser, "--save_maps", "write raw maps as .npy, in the geometry of the image")
     cli.add_flag(parser, "--benchmark", "report latency by stage; writes no pictures")
     parser.add_argument("--warmup", type=int, default=0, help="batches left out of the report")
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None) -> int:
         chosen_output,
         chosen_threshold,
         console_line,
+        say_drift,
+        watch_drift,
     )
 
     paths = list_images(args.image_path)
@@ -86,7 +89,7 @@ def main(argv: Sequence[str] | None) -> int:
     output = chosen_output(Path(args.output), paths)
     writer = PredictionWriter(
         output, image, pixel, bundle.color_scale, acontrario=bundle.acontrario,
-        pictures=not args.benchmark, maps=args.save_maps,
+        pictures=not args.benchmark, maps=args.save_maps, drift=watch_drift(bundle.nll, args),
     )  # fmt: skip
     reader = PhotoReader(bundle.input_size, bundle.resize)
     watch = Stopwatch(args.warmup)
@@ -98,16 +101,14 @@ def main(argv: Sequence[str] | None) -> int:
                 break
             images = np.stack([photo.network_input for photo in photos])
         with watch.stage("inference_time"):
-            maps, scores, evidence = engine.run(images)
+            found = engine.run(images)
         with watch.stage("postprocess_time"):
-            results = [
-                writer.add(photo, maps[i], scores[i], [level[i] for level in evidence])
-                for i, photo in enumerate(photos)
-            ]
+            results = [writer.add(photo, found.of(i)) for i, photo in enumerate(photos)]
         watch.batch_done(len(photos))
         for result in results:
             print(console_line(result, alone=len(paths) == 1))
     writer.close()
+    say_drift(writer.drift)
     if reader.skipped:
         print(reader.warning(), file=sys.stderr)
     if args.benchmark:

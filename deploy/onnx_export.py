@@ -15,21 +15,23 @@ OPSETS = (16, 13)  # the second if the first fails; from 17 on, some norms becom
 SECONDS = 1800.0
 NEEDED = ("paddle2onnx", "onnx", "onnxruntime")
 BATCH = "batch"
+BACKBONE = "backbone_weights"  # names, in the meta data of the file
 
 
-def require_packages() -> None:
-    """Raise `UserError` unless everything that --onnx needs is installed."""
+def require_packages(what: str = "--onnx") -> None:
+    """Raise `UserError` unless everything that `what` needs is installed."""
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(
-            f"--onnx: {missing[0]} is not installed; pip install -r requirements-onnx.txt "
+            f"{what}: {missing[0]} is not installed; pip install -r requirements-onnx.txt "
             "(Python 3.10 to 3.12)"
         )
 
 
-def convert(folder: Path, outputs: Sequence[str]) -> Path:
+def convert(folder: Path, outputs: Sequence[str], backbone: Sequence[str] = ()) -> Path:
     """Write model.onnx beside the graph in `folder`, with the given names of outputs.
 
+    `backbone` are the names of the backbone's weights, kept in the file for deploy/quantize.py.
     paddle2onnx ends its process on what it does not know, hence the child. Raise `UserError` if
     there is no valid file then.
     """
@@ -45,7 +47,7 @@ def convert(folder: Path, outputs: Sequence[str]) -> Path:
             f"--onnx: {fault}; nothing was written; please report this configuration, and leave "
             "--onnx out to run the bundle with Paddle"
         )
-    _make_readable(target, outputs)
+    _make_readable(target, outputs, backbone)
     return target
 
 
@@ -73,7 +75,7 @@ def _convert_in_child(folder: Path, target: Path, opset: int) -> str:
     return ""
 
 
-def _make_readable(target: Path, outputs: Sequence[str]) -> None:
+def _make_readable(target: Path, outputs: Sequence[str], backbone: Sequence[str] = ()) -> None:
     """Check the file, and give inputs, outputs and the batch axis names for people."""
     import onnx
 
@@ -96,6 +98,7 @@ def _make_readable(target: Path, outputs: Sequence[str]) -> None:
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--onnx: the converted graph is invalid ({reason[:200]})") from None
+    onnx.helper.set_model_props(model, {BACKBONE: " ".join(backbone)} if backbone else {})
     onnx.save(model, str(target))
 
 

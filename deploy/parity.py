@@ -17,12 +17,15 @@ from typing import Any
 import numpy as np
 
 from deploy.bundle import Bundle, read_bundle
-from deploy.engines import Engine, EngineOptions, Output, open_engine
+from deploy.engines import Engine, EngineOptions, open_engine
 from utils.errors import UserError
+from utils.predictions import Output, joined
 
 # Differences are relative to max(1, |value|): scores of CS-Flow reach thousands, its maps are z⁶.
-SCORE_TOLERANCE = 1e-5
-MAP_TOLERANCE = 1e-4
+# A trained flow amplifies rounding: in eager mode, float32 is 1e-5 (scores) and 1e-4 (maps) from
+# float64 (FastFlow on bottle), so two engines that are both right can differ by more than that.
+SCORE_TOLERANCE = 1e-4
+MAP_TOLERANCE = 1e-3
 REDUCED_TOLERANCE = 0.1  # of both, for fp16 and bf16: 8 to 11 binary digits through a whole network
 SECONDS = 900.0  # for one engine
 TIMED_RUNS, TIMED_SECONDS = 11, 5.0
@@ -44,9 +47,10 @@ class Sample:
 
     def save(self, path: Path) -> None:
         """Write an .npz file."""
-        maps, scores, evidence = self.expected
-        arrays = {"images": self.images, "maps": maps, "scores": scores}
-        arrays |= {f"evidence_{i}": level for i, level in enumerate(evidence)}
+        expected = self.expected
+        arrays = {"images": self.images, "maps": expected.maps, "scores": expected.scores}
+        arrays |= {f"evidence_{i}": level for i, level in enumerate(expected.evidence)}
+        arrays |= {} if expected.nll is None else {"nll": expected.nll}
         np.savez(path, allow_pickle=False, **arrays)
 
     @classmethod
@@ -55,7 +59,8 @@ class Sample:
         with np.load(path) as file:
             count = sum(name.startswith("evidence_") for name in file.files)
             evidence = [file[f"evidence_{i}"] for i in range(count)]
-            return cls(file["images"], (file["maps"], file["scores"], evidence))
+            nll = file["nll"] if "nll" in file.files else None
+            return cls(file["images"], Output(file["maps"], file["scores"], evidence, nll))
 
 
 def check(name: str, folder: Path, sample: Path, threads: int) -> dict[str, Any]:
@@ -123,11 +128,12 @@ def measure(engine: Engine, sample: Sample) -> dict[str, float]:
     batches = [[0], [1 % count], [2 % count], [i % count for i in range(3, 8)]]
     score = other = 0.0
     for batch in batches:
-        maps, scores, evidence = engine.run(sample.images[batch])
-        expected_maps, expected_scores, expected = sample.expected
-        score = max(score, difference(scores, expected_scores[batch]).max())
-        other = max(other, difference(maps, expected_maps[batch]).max())
-        for level, expected_level in zip(evidence, expected, strict=True):
+        found, expected = engine.run(sample.images[batch]), sample.expected
+        score = max(score, difference(found.scores, expected.scores[batch]).max())
+        if found.nll is not None and expected.nll is not None:
+            score = max(score, difference(found.nll, expected.nll[batch]).max())
+        other = max(other, difference(found.maps, expected.maps[batch]).max())
+        for level, expected_level in zip(found.evidence, expected.evidence, strict=True):
             # the mean, since one latent at the edge of a quantile moves a count by a whole 1
             other = max(other, difference(level, expected_level[batch]).mean())
     return {
@@ -164,10 +170,7 @@ def noise_sample(bundle: Bundle, threads: int) -> Sample:
     images = coarse[:, :, rows][:, :, :, columns].astype(np.float32)
     images += rng.normal(0, 0.02, images.shape).astype(np.float32)
     plain = open_engine(bundle, EngineOptions(cpu_threads=threads))
-    parts = [plain.run(images[i : i + 1]) for i in range(len(images))]
-    levels = [np.concatenate(level) for level in zip(*(part[2] for part in parts), strict=True)]
-    maps, scores = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    return Sample(images, (maps, scores, levels))
+    return Sample(images, joined([plain.run(images[i : i + 1]) for i in range(len(images))]))
 
 
 def main(argv: Sequence[str]) -> int:

@@ -11,26 +11,16 @@ import paddle
 from engine.batches import Source, in_order
 from metrics import threshold as thresholds
 from metrics.acontrario import AContrario
+from metrics.drift import NormalNll
 from metrics.nfa import calibrate as fit_nulls
 from metrics.nfa import standard_nulls
 from metrics.suite import Metrics, evaluate
 from metrics.threshold import Threshold, is_defective
 from utils.config import Config
 from utils.errors import UserError
+from utils.predictions import Output, joined
 
 ReadMask = Callable[[int], np.ndarray | None]  # image -> (H, W) bool; None: not known
-
-
-class Output(NamedTuple):
-    """Hold maps (B, H, W), scores (B,) and, per level of latents, the evidence (B, h, w)."""
-
-    maps: np.ndarray
-    scores: np.ndarray
-    evidence: list[np.ndarray]
-
-    def of(self, place: int) -> tuple[np.ndarray, float, list[np.ndarray]]:
-        """Return map, score and evidence of one image."""
-        return self.maps[place], self.scores[place], [level[place] for level in self.evidence]
 
 
 class Pixels(NamedTuple):
@@ -59,12 +49,13 @@ class Evaluation(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What normal images say: both thresholds, the colour scale of the maps, the NFA test."""
+    """What normal images say: thresholds, the maps' colour scale, the NFA test, their own NLL."""
 
     image: Threshold
     pixel: Threshold
     color_scale: tuple[float, float]  # the map values at the ends of the colour map
     acontrario: AContrario | None = None
+    nll: NormalNll | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -73,6 +64,7 @@ class Calibration:
             "pixel": self.pixel.to_dict(),
             "color_scale": list(self.color_scale),
             "nfa": self.acontrario.to_dict() if self.acontrario else None,
+            "nll": self.nll.to_dict() if self.nll else None,
         }
 
     @classmethod
@@ -80,9 +72,9 @@ class Calibration:
         """Read what `to_dict` wrote."""
         image, pixel = Threshold.from_dict(data["image"]), Threshold.from_dict(data["pixel"])
         low, high = data["color_scale"]
-        stored = data.get("nfa")
-        nfa = AContrario.from_dict(stored) if stored else None
-        return cls(image, pixel, (float(low), float(high)), nfa)
+        nfa = AContrario.from_dict(data["nfa"]) if data.get("nfa") else None
+        nll = NormalNll.from_dict(data["nll"]) if data.get("nll") else None
+        return cls(image, pixel, (float(low), float(high)), nfa, nll)
 
 
 def run(detector: paddle.nn.Layer, images: np.ndarray) -> Output:
@@ -92,8 +84,8 @@ def run(detector: paddle.nn.Layer, images: np.ndarray) -> Output:
 
 
 def _output(tensors: Sequence[paddle.Tensor]) -> Output:
-    anomaly_map, score, *evidence = (tensor.numpy() for tensor in tensors)
-    return Output(anomaly_map[:, 0], score, evidence)
+    anomaly_map, score, nll, *evidence = (tensor.numpy() for tensor in tensors)
+    return Output(anomaly_map[:, 0], score, evidence, nll)
 
 
 def infer(
@@ -109,10 +101,8 @@ def infer(
 
 def score_all(detector: paddle.nn.Layer, source: Source, batch_size: int) -> Output:
     """Return the output of all images of a source."""
-    parts = [part for _, part in infer(detector, source, in_order(source.count, batch_size))]
-    evidence = [np.concatenate(level) for level in zip(*(p.evidence for p in parts), strict=True)]
-    maps = np.concatenate([part.maps for part in parts])
-    return Output(maps, np.concatenate([part.scores for part in parts]), evidence)
+    batches = in_order(source.count, batch_size)
+    return joined([part for _, part in infer(detector, source, batches)])
 
 
 def calibrate(
@@ -125,22 +115,43 @@ def calibrate(
     settings = config.eval
     output = score_all(detector, holdout, settings.batch_size)
     test = fit_acontrario(detector, output.evidence, config)
-    peaks = np.zeros(0)
-    if test is not None and "nfa" in (settings.image_threshold, settings.pixel_threshold):
-        peaks = np.array([nfa_map.max() for nfa_map in nfa_maps(test, output.evidence)])
-    image = _image_threshold(output.scores, peaks, settings.image_threshold)
-    if settings.pixel_threshold == "fair":
+
+    def train_maps() -> np.ndarray:
         if train is None:
             raise UserError("eval.pixel_threshold 'fair' needs the training images; train again")
-        pixel = thresholds.fair(score_all(detector, train, settings.batch_size).maps)
+        return score_all(detector, train, settings.batch_size).maps
+
+    return calibration_of(
+        output, test, settings.image_threshold, settings.pixel_threshold, train_maps
+    )
+
+
+def calibration_of(
+    output: Output,
+    test: AContrario | None,
+    image_policy: str,
+    pixel_policy: str,
+    train_maps: Callable[[], np.ndarray],
+) -> Calibration:
+    """Return what held-out normal images say by their output.
+
+    `train_maps` gives those of the training images, for the pixel threshold `fair`.
+    """
+    peaks = np.zeros(0)
+    if test is not None and "nfa" in (image_policy, pixel_policy):
+        peaks = np.array([nfa_map.max() for nfa_map in nfa_maps(test, output.evidence)])
+    image = _image_threshold(output.scores, peaks, image_policy)
+    if pixel_policy == "fair":
+        pixel = thresholds.fair(train_maps())
     else:
-        pixel = _pixel_threshold(output.maps, peaks, settings.pixel_threshold)
+        pixel = _pixel_threshold(output.maps, peaks, pixel_policy)
     shown = pixel  # the middle of the colour map
     if pixel.policy == "nfa":
         shown = thresholds.pixel_percentile(output.maps)
     low = float(np.median(output.maps))
     span = max(shown.value - low, 1e-6)
-    return Calibration(image, pixel, (low, low + 2 * span), test)
+    normal = None if output.nll is None else NormalNll.fit(output.nll)
+    return Calibration(image, pixel, (low, low + 2 * span), test, normal)
 
 
 def fit_acontrario(

@@ -19,7 +19,7 @@ from engine import checkpoint
 from engine.batches import Source, in_order
 from engine.checkpoint import Checkpoint
 from engine.distributed import Part
-from engine.evaluator import Calibration, Evaluation, Output, calibrate, evaluate_set, infer
+from engine.evaluator import Calibration, Evaluation, calibrate, evaluate_set, infer
 from engine.inputs import LabelledSet, known_masks
 from engine.trainer import Judge, Objectives
 from models import build_detector
@@ -31,6 +31,7 @@ from utils.config import Config, differences, override
 from utils.constraints import needs_test
 from utils.errors import UserError
 from utils.names import canonical_name, report_order
+from utils.predictions import Output
 
 RESULTS = Path("results")
 EVALUATION_MAY_CHANGE = (
@@ -208,7 +209,7 @@ def _relative_output(
         likelihoods = [[np.concatenate(level) for level in zip(*likelihoods, strict=True)]]
     parts = [maps_relative_to_set(part, config.model.input_size) for part in likelihoods]
     maps, scores = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return np.arange(source.count), Output(maps, scores, [])
+    return np.arange(source.count), Output(maps, scores)
 
 
 def test_judge(detector: Detector, test: LabelledSet, config: Config) -> Judge | None:

@@ -37,9 +37,10 @@ class Detector(nn.Layer):
             self.register_buffer(name, value.reshape([1, 3, 1, 1]), persistable=False)
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """Return the anomaly map (B, 1, H, W) and the score (B,); higher is worse.
+        """Return the anomaly map (B, 1, H, W), the score and the NLL (B,); higher is worse.
 
-        Then follows, if it is wanted, the evidence of every level, (B, H_i, W_i).
+        Then follows, if it is wanted, the evidence of every level, (B, H_i, W_i). The NLL is that
+        of `nll`: it tells whether an image is like the normal ones as a whole.
         """
         return self.score(self.features(image))
 
@@ -55,9 +56,10 @@ class Detector(nn.Layer):
         """Return what `forward` does, from backbone features."""
         latents, log_dets = self.flow(features)
         anomaly_map, score = self.scorer(latents, log_dets)
+        nll = _nats_per_dimension(latents, log_dets)
         if self.evidence is None:
-            return anomaly_map, score
-        return anomaly_map, score, *self.evidence(latents)
+            return anomaly_map, score, nll
+        return anomaly_map, score, nll, *self.evidence(latents)
 
     @paddle.no_grad()
     def fit_scorer(self, pyramids: Iterable[FeaturePyramid]) -> None:

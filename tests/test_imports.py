@@ -11,7 +11,14 @@ import pytest
 REPO = Path(__file__).resolve().parent.parent
 PACKAGES = ("metrics", "utils", "models", "datasets", "engine", "deploy", "convert")
 ENTRIES = ("train", "eval", "predict", "extract_features", "download_models")
-SCRIPTS = (*ENTRIES, "deploy.export_model", "deploy.infer", "deploy.serve", "datasets.download")
+SCRIPTS = (
+    *ENTRIES,
+    "deploy.export_model",
+    "deploy.quantize",
+    "deploy.infer",
+    "deploy.serve",
+    "datasets.download",
+)
 # The layer below everything: it needs no Paddle.
 WIRING = ("engine.session", "engine.inputs")
 CONVERTERS = ("convert.detector", "convert.to_torch")  # they write and read runs
@@ -138,7 +145,7 @@ def test_the_wiring_modules_are_for_scripts():
     assert users <= {*SCRIPTS, *CONVERTERS, "engine.session"}
 
 
-@pytest.mark.parametrize("name", _members("deploy", but=("deploy.export_model",)))
+@pytest.mark.parametrize("name", _members("deploy", but=("deploy.export_model", "deploy.quantize")))
 def test_deployment_needs_no_training_code(name):
     _check(name, (*L0, "utils.runtime", "deploy"))
     engines = {"paddle", "onnxruntime", "openvino"}

@@ -12,7 +12,7 @@ from PIL import Image
 
 import predict
 from engine import session
-from tests.small_run import REPO, script, train_tiny
+from tests.small_run import REPO, copy_bottle, script, train_tiny
 from utils.errors import UserError
 
 LINE = re.compile(r"^(Normal|Anomaly) - score:  (-?\d+\.\d{3})(?:  (.+))?$", re.M)
@@ -404,3 +404,49 @@ def test_nfa_of_an_image_counts_its_tiles(data, scan, tmp_path, capsys):
     assert ten["log_nfa"] == pytest.approx(alone["log_nfa"] + 1, abs=1e-3)
     assert ten["score"] == pytest.approx(alone["score"], rel=1e-5)
     assert (ten["verdict"] == "Anomaly") == (ten["log_nfa"] < 0) == bool(ten["regions"])
+
+
+def changed(folder: Path, change) -> Path:
+    """Write the good images of lite_data's bottle, changed."""
+    folder.mkdir()
+    for file in sorted((REPO / "lite_data/bottle/train/good").iterdir())[:12]:
+        pixels = change(np.asarray(Image.open(file), np.float32))
+        Image.fromarray(np.clip(pixels, 0, 255).round().astype(np.uint8)).save(folder / file.name)
+    return folder
+
+
+CHANGES = {
+    "none": lambda pixels: pixels,
+    "brighter": lambda pixels: 1.6 * pixels + 30,
+    "out of focus": lambda pixels: cv2.GaussianBlur(pixels, (0, 0), 6),
+}
+
+
+@pytest.fixture(scope="module")
+def watchful(tmp_path_factory) -> Path:
+    """Train a little on more images than the other tests need."""
+    root = copy_bottle(tmp_path_factory.mktemp("watchful"), train=32)
+    return train_tiny(root, root / "exp", "--epochs", "8").parent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_changed_camera_gives_an_alarm(watchful, tmp_path, capsys, name):
+    found = predicted(watchful, changed(tmp_path / "i", CHANGES[name]), tmp_path / "o")
+    out, err = capsys.readouterr()
+    (line,) = re.findall(
+        r"^drift: z = (\S+) over the last 12 images \(alarm beyond (\S+)\)", out, re.M
+    )
+    assert ("warning: most of these images differ" in err) == (name != "none")
+    assert (abs(float(line[0])) > float(line[1])) == (name != "none")
+    assert all(np.isfinite(each["nll"]) for each in found)
+
+
+def test_nothing_is_said_of_a_few_images(exp, photos, tmp_path, capsys):
+    predicted(exp, photos, tmp_path / "o")
+    assert "drift" not in capsys.readouterr().out
+
+
+def test_a_drift_window_that_is_too_small(exp, photos, tmp_path):
+    with pytest.raises(UserError, match="--drift_window 3: must be at least 10 images"):
+        predicted(exp, photos, tmp_path / "o", "--drift_window", "3")

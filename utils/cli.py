@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from io import TextIOWrapper
 from typing import NoReturn
 
+from metrics.drift import WINDOW
 from utils.config import known_keys, parse_bool
 from utils.errors import UserError
 
@@ -70,6 +71,14 @@ def add_high_precision(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-hp", "--high-precision", nargs="?", const=True, type=flag,
         help="nfa.method block: do not round counts down",
+    )  # fmt: skip
+
+
+def add_drift_window(parser: argparse.ArgumentParser) -> None:
+    """Add how many images the drift alarm looks at."""
+    parser.add_argument(
+        "--drift_window", type=positive, default=WINDOW,
+        help=f"latest images that are compared with the normal ones of the training: {WINDOW}",
     )  # fmt: skip
 
 

@@ -4,6 +4,8 @@ Used by predict.py and deploy/infer.py, so that both say the same. Needs no Padd
 """
 
 import json
+import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,16 +15,44 @@ import cv2
 import numpy as np
 
 from metrics.acontrario import AContrario
+from metrics.drift import Drift, NormalNll
 from metrics.threshold import Threshold, fixed, is_defective
 from utils.errors import UserError
 from utils.files import atomic_replace, atomic_write_text
 from utils.image import Size, read_image, resize, to_input
 from utils.visualize import marked, panel, regions, resize_map, safe_name, save_picture
 
-# Images (B, 3, h, w) -> maps (B, h, w), scores (B,), evidence (B, h_i, w_i) per level.
-Network = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray, Sequence[np.ndarray]]]
-
 LONGEST_SIDE = 2048  # of pictures, pixels; drawing needs 80 bytes for each of them
+
+
+class Output(NamedTuple):
+    """Hold what is said of B images: maps (B, h, w) and scores (B,).
+
+    evidence: (B, h_i, w_i) per level, for the NFA test; nll: (B,) nats per latent dimension, None
+    where it is not known.
+    """
+
+    maps: np.ndarray
+    scores: np.ndarray
+    evidence: Sequence[np.ndarray] = ()
+    nll: np.ndarray | None = None
+
+    def of(self, place: int) -> "Found":
+        """Return what is said of one of them."""
+        nll = None if self.nll is None else float(self.nll[place])
+        levels = [level[place] for level in self.evidence]
+        return Found(self.maps[place], float(self.scores[place]), levels, nll=nll)
+
+
+def joined(parts: Sequence[Output]) -> Output:
+    """Return the outputs of several batches as those of one."""
+    maps, scores = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+    evidence = [np.concatenate(level) for level in zip(*(p.evidence for p in parts), strict=True)]
+    known = [part.nll for part in parts if part.nll is not None]
+    return Output(maps, scores, evidence, np.concatenate(known) if known else None)
+
+
+Network = Callable[[np.ndarray], Output]  # of images (B, 3, h, w) in [0, 1]
 
 
 @dataclass(frozen=True)
@@ -45,6 +75,7 @@ class Found(NamedTuple):
 
     Where tiles were judged, `nfa` takes the place of the evidence if there is a test: -log10 NFA
     (h, w) and the value that decides about the image. `about` goes into the results as it is.
+    `nll` is that of the image as a whole, None where it is not known.
     """
 
     anomaly_map: np.ndarray
@@ -52,6 +83,7 @@ class Found(NamedTuple):
     evidence: Sequence[np.ndarray] = ()
     nfa: tuple[np.ndarray, float] | None = None
     about: Mapping[str, Any] | None = None
+    nll: float | None = None
 
 
 @dataclass
@@ -104,9 +136,9 @@ def whole_images(
 ) -> Iterator[tuple[Original, Found]]:
     """Yield images in batches of the network and what it says of each as a whole."""
     for photos in reader.batches(paths, batch_size):
-        maps, scores, evidence = network(np.stack([photo.network_input for photo in photos]))
+        output = network(np.stack([photo.network_input for photo in photos]))
         for place, photo in enumerate(photos):
-            yield photo, Found(maps[place], scores[place], [level[place] for level in evidence])
+            yield photo, output.of(place)
 
 
 def chosen_threshold(given: float | None, stored: Threshold | None, flag: str) -> Threshold:
@@ -162,6 +194,8 @@ class Judge:
         cut = self.pixel_threshold.value
         deciding, decisive = full, score  # what the thresholds are compared with
         further, nfa = dict(found.about or {}), found.nfa
+        if found.nll is not None:
+            further["nll"] = found.nll
         if nfa is None and self.acontrario is not None and found.evidence:
             nfa_map = self.acontrario.score(found.evidence)
             nfa = nfa_map, float(nfa_map.max())
@@ -197,33 +231,32 @@ class PredictionWriter:
         acontrario: AContrario | None = None,
         pictures: bool = True,
         maps: bool = False,
+        drift: Drift | None = None,
     ) -> None:
         self.output = output
         self.judge = Judge(image_threshold, pixel_threshold, acontrario)
         self.color_scale = color_scale
         self.pictures, self.maps = pictures, maps
+        self.drift = drift
         self._lines: list[str] = []
         self._names: set[str] = set()
 
     def add(
         self,
         photo: Original,
-        anomaly_map: np.ndarray,
-        score: float,
-        evidence: Sequence[np.ndarray] = (),
-        nfa: tuple[np.ndarray, float] | None = None,
-        about: Mapping[str, Any] | None = None,
+        found: Found,
         *,
         truth: np.ndarray | None = None,
         label: int | None = None,
     ) -> dict[str, Any]:
-        """Record one image; `anomaly_map` (h, w) is brought to the geometry of the photo.
+        """Record one image; its map is brought to the geometry of the photo.
 
-        The other values are those of `Found`; `truth` (H, W) and `label` (0 normal, 1 defective)
-        where they are known.
+        `truth` (H, W) and `label` (0 normal, 1 defective) where they are known.
         """
         size = photo.pixels.shape[:2]
-        judged = self.judge(Found(anomaly_map, score, evidence, nfa, about), size)
+        judged = self.judge(found, size)
+        if self.drift is not None and found.nll is not None:
+            self.drift.add(found.nll)
         result: dict[str, Any] = {"path": str(photo.path), "label": label, **judged.result}
         name = self._free_name(photo.path)
         if self.pictures:
@@ -266,6 +299,19 @@ class PredictionWriter:
             name, number = f"{base}_{number}", number + 1
         self._names.add(name.casefold())
         return name
+
+
+def watch_drift(normal: NormalNll | None, args: Namespace) -> Drift | None:
+    """Return what watches the NLL of a call's images; None where that of normals is not known."""
+    return None if normal is None else Drift(normal, args.drift_window)
+
+
+def say_drift(drift: Drift | None) -> None:
+    """Print what the images of a call say about the camera; nothing if they are too few."""
+    if drift is not None and drift.describe():
+        print(drift.describe())
+        if drift.alarm:
+            print(drift.warning(), file=sys.stderr)
 
 
 def verdict(score: float, threshold: Threshold) -> str:

@@ -162,15 +162,18 @@ class Tiler:
         blended = np.zeros(size, np.float32)
         nfa_map = None if self.acontrario is None else np.zeros(size, np.float32)
         windows = self.tiling.windows(size)
-        highest, peaks = [], []
+        highest: list[float] = []
+        peaks: list[float] = []
+        nll: list[np.ndarray] = []
         for first in range(0, len(windows), self.batch_size):
             part = windows[first : first + self.batch_size]
-            maps, scores, evidence = self.network(np.stack([self._input(pixels, w) for w in part]))
-            highest.append(np.max(scores))
+            output = self.network(np.stack([self._input(pixels, w) for w in part]))
+            highest.append(np.max(output.scores))
+            nll += [] if output.nll is None else [output.nll]
             for place, window in enumerate(part):
-                _blend(blended, window, maps[place])
+                _blend(blended, window, output.maps[place])
                 if nfa_map is not None and self.acontrario is not None:
-                    of_window = self.acontrario.score([level[place] for level in evidence])
+                    of_window = self.acontrario.score(output.of(place).evidence)
                     _blend(nfa_map, window, of_window)
                     peaks.append(of_window.max())
         nfa = None
@@ -180,7 +183,8 @@ class Tiler:
             nfa = nfa_map, float(np.max(peaks)) - less
         about = {"tile": [*self.tiling.tile], "overlap": self.tiling.overlap, "tiles": len(windows)}
         score = float(np.max(highest))  # unlike max(), it passes NaN on
-        return Found(blended, score, nfa=nfa, about=about)
+        mean_nll = float(np.concatenate(nll).mean()) if nll else None
+        return Found(blended, score, nfa=nfa, about=about, nll=mean_nll)
 
     def _input(self, pixels: NDArray[np.uint8], window: tuple[Cut, Cut]) -> NDArray[np.float32]:
         rows, columns = window

@@ -15,9 +15,10 @@ import numpy as np
 
 from deploy.bundle import read_bundle
 from deploy.choice import create_engine
-from deploy.engines import EngineOptions, Output
+from deploy.engines import EngineOptions
 from utils import runtime
 from utils.errors import UserError
+from utils.predictions import Output
 
 ENDING_SECONDS = 5
 

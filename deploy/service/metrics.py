@@ -43,6 +43,18 @@ class Metrics:
             "flowad_engine_seconds", "One run of the engine", ["model"], buckets=SECONDS,
             registry=registry,
         )  # fmt: skip
+        self.nll = Gauge(
+            "flowad_nll", "Mean NLL of the latest images, nats per dimension", ["model"],
+            registry=registry,
+        )  # fmt: skip
+        self.drift = Gauge(
+            "flowad_drift_z", "Latest images against the normal ones of the training, in standard "
+            "errors", ["model"], registry=registry,
+        )  # fmt: skip
+        self.drift_alarm = Gauge(
+            "flowad_drift_alarm", "1 if the latest images differ from the normal ones", ["model"],
+            registry=registry,
+        )  # fmt: skip
         self.faults = Counter(
             "flowad_engine_faults", "Runs of the engine that failed", ["model"], registry=registry
         )

@@ -17,6 +17,7 @@ from deploy.service.body import Sent
 from deploy.service.limits import Limits, Places, Refusal
 from deploy.service.metrics import Metrics
 from deploy.service.worker import Batch, Runs, Worker
+from metrics.drift import Drift
 from utils.errors import UserError
 from utils.image import Size, TooManyPixels, decode_image, to_input
 from utils.predictions import Found, Judge
@@ -52,6 +53,12 @@ class Model:
         self._judge = Judge(bundle.image_threshold, bundle.pixel_threshold, bundle.acontrario)
         self._limits, self._metrics = limits, metrics
         metrics.waiting.labels(name).set_function(lambda: self.places.taken)
+        self._drift = None if bundle.nll is None else Drift(bundle.nll)
+        if self._drift is not None:
+            drift = self._drift
+            metrics.nll.labels(name).set_function(lambda: drift.mean)
+            metrics.drift.labels(name).set_function(lambda: drift.z)
+            metrics.drift_alarm.labels(name).set_function(lambda: float(drift.alarm))
 
     @contextmanager
     def accepted(self) -> Iterator[Callable[[int], None]]:
@@ -92,6 +99,8 @@ class Model:
         )
         for result in results:
             self._metrics.images.labels(self.name, result["verdict"]).inc()
+            if self._drift is not None and "nll" in result:  # always in this one thread
+                self._drift.add(result["nll"])
         return results
 
     def about(self) -> dict[str, Any]:
@@ -107,6 +116,8 @@ class Model:
             "image_threshold": {**image.to_dict(), "text": image.describe()},
             "pixel_threshold": {**pixel.to_dict(), "text": pixel.describe()},
             "color_scale": list(bundle.color_scale),
+            "drift": "" if self._drift is None else self._drift.describe(),
+            "drift_alarm": self._drift is not None and self._drift.alarm,
             "engine": self.worker.ready.result() if state == "ok" else "",
         }
 

@@ -21,6 +21,7 @@ RESULT = {
     "pixel_threshold": 0.79,
     "map_mean": 0.52,
     "map_max": 1.92,
+    "nll": 1.31,
     "regions": [_REGION],
 }
 
@@ -58,6 +59,7 @@ class Result(BaseModel):
     map_mean: float
     map_max: float
     regions: list[Region] = Field(description="Regions above the pixel threshold")
+    nll: float | None = Field(None, description="How unlike normal images, nats per dimension")
     log_nfa: float | None = Field(None, description="log10 of the number of false alarms")
     map: str | None = Field(None, description="PNG in base64, at most 1024 pixels a side")
 
@@ -91,6 +93,8 @@ class ModelInfo(BaseModel):
     image_threshold: Threshold
     pixel_threshold: Threshold
     color_scale: tuple[float, float] = Field(description="Values at the ends of the heat map")
+    drift: str = Field(description="How the latest images compare with normal ones; may be empty")
+    drift_alarm: bool = Field(description="The latest images differ: camera or light changed?")
     engine: str
 
 

@@ -10,10 +10,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from deploy.engines import Output
 from deploy.service import logs
 from deploy.service.engine_process import EngineLost
-from utils.predictions import Found
+from utils.predictions import Found, Output
 
 CLOSING_SECONDS = 60  # for what was submitted to be run when the service stops
 RESTART_SECONDS = 2  # between attempts
@@ -129,7 +128,7 @@ class Worker:
         start = time.monotonic()
         failure: Exception | None = None
         try:
-            maps, scores, evidence = self._engine.run(np.stack([job.image for job in wanted]))
+            output = self._engine.run(np.stack([job.image for job in wanted]))
         except Exception as error:
             failure = error
             logs.event("engine failed", level=logging.ERROR, model=self.name, error=str(error))
@@ -141,8 +140,7 @@ class Worker:
             if failure is not None:
                 job.done.set_exception(failure)
                 continue
-            levels = [level[place].copy() for level in evidence]
-            job.done.set_result(Found(maps[place].copy(), float(scores[place]), levels))
+            job.done.set_result(output.of(place))
         if self._restarting:
             self._restart()
 

@@ -45,8 +45,8 @@ def negative_log_likelihood(latents: FeaturePyramid, log_dets: list[Tensor]) -> 
     Summed axis by axis: Paddle's sum over several axes loses digits.
     """
     totals = []
-    for z, log_det in zip(latents, log_dets, strict=True):
-        energy = 0.5 * (z * z).sum(1, keepdim=True) - log_det  # (B, 1, H, W)
+    for i in range(len(latents)):  # a static graph knows no strict zip
+        energy = 0.5 * (latents[i] * latents[i]).sum(1, keepdim=True) - log_dets[i]  # (B, 1, H, W)
         totals.append(energy.sum(3).sum(2).sum(1))
     return totals
 

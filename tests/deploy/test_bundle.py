@@ -94,7 +94,7 @@ def test_engines(tmp_path):
 def test_paddle_3_comes_before_paddle_2(tmp_path):
     write(tmp_path)
     (tmp_path / GRAPHS[1]).write_bytes(b"old one")
-    assert read_bundle(tmp_path).graph.name == GRAPHS[0]
+    assert read_bundle(tmp_path).graph == tmp_path / GRAPHS[0]
 
 
 @pytest.mark.parametrize("missing", [SIDECAR, GRAPHS[0], PARAMETERS])

@@ -41,8 +41,8 @@ def images() -> np.ndarray:
 
 def test_the_numbers_of_the_dynamic_model(made, images):
     bundle, detector = made
-    maps, scores, _ = PaddleEngine(bundle, EngineOptions()).run(images)
-    expected_maps, expected, _ = run(detector, images)
+    maps, scores, *_ = PaddleEngine(bundle, EngineOptions()).run(images)
+    expected_maps, expected, *_ = run(detector, images)
     assert maps.shape == (6, 64, 64)
     assert scores.shape == (6,)
     np.testing.assert_allclose(scores, expected, atol=1e-5)
@@ -54,10 +54,10 @@ def test_the_numbers_of_the_dynamic_model(made, images):
 def test_a_batch_is_its_images_one_by_one(made, images, onednn):
     engine = PaddleEngine(made[0], EngineOptions(onednn=onednn))
     alone = [engine.run(images[i : i + 1]) for i in range(5)]
-    maps, scores, _ = engine.run(images[:5])
-    again, _, _ = engine.run(images[:1])  # a smaller batch after a larger one
-    np.testing.assert_allclose(np.concatenate([s for _, s, _ in alone]), scores, rtol=1e-5)
-    np.testing.assert_allclose(np.concatenate([m for m, _, _ in alone]), maps, atol=1e-5)
+    maps, scores, *_ = engine.run(images[:5])
+    again, *_ = engine.run(images[:1])  # a smaller batch after a larger one
+    np.testing.assert_allclose(np.concatenate([each.scores for each in alone]), scores, rtol=1e-5)
+    np.testing.assert_allclose(np.concatenate([each.maps for each in alone]), maps, atol=1e-5)
     np.testing.assert_allclose(again, alone[0][0], atol=1e-6)
 
 

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from datasets.folder import find_category
+from deploy import bundle as bundle_module
 from deploy import export_model, parity
 from deploy.bundle import file_sha256, read_bundle
 from deploy.engines import EngineOptions, PaddleEngine
@@ -43,7 +44,8 @@ def test_what_is_in_a_bundle(bundle, exp):
     assert (found["model"]["checkpoint"], found["model"]["seed"]) == ("best", 0)
     assert found["input"]["size"] == [64, 64]
     assert found["input"]["resize"] == meta["config"]["data"]["resize"]
-    assert found["outputs"] == ["anomaly_map", "score"]
+    assert found["outputs"] == ["anomaly_map", "score", "nll"]
+    assert found["nll"] == meta["calibration"]["nll"]
     assert found["input"]["name"] == "image"
     assert found["versions"]["numpy"]
     for name in ("image", "pixel"):
@@ -117,8 +119,8 @@ def quick(bundle, monkeypatch):
 
 def test_a_difference_leaves_nothing(exp, data, tmp_path, quick):
     for worst in (2e-4, float("nan"), float("inf")):
-        quick["max_score_difference"] = worst
-        with pytest.raises(UserError, match=r"not give the model's scores: off; nothing was"):
+        quick |= {"max_score_difference": worst, "passed": False}
+        with pytest.raises(UserError, match=r"not give the model's results: off; nothing was"):
             export(exp, tmp_path / "new", data)
         assert not (tmp_path / "new").exists()
 
@@ -143,7 +145,7 @@ def test_an_engine_of_choice_may_crash(exp, data, tmp_path, monkeypatch, capsys,
 def test_a_difference_keeps_the_older_bundle(exp, data, bundle, tmp_path, quick):
     shutil.copytree(bundle, tmp_path / "old")
     before = contents(tmp_path / "old")
-    quick["max_score_difference"] = 1.0
+    quick |= {"max_score_difference": 1.0, "passed": False}
     with pytest.raises(UserError, match="nothing was written"):
         export(exp, tmp_path / "old", data)
     assert contents(tmp_path / "old") == before
@@ -172,7 +174,7 @@ def test_what_the_engines_are_compared_with(exp, data, tmp_path, monkeypatch, qu
     assert [(name, threads) for name, _, threads in seen] == [("paddle", 2), ("paddle_onednn", 2)]
     chosen = export_model.real_images(tiny_config(), str(data), "bottle")
     np.testing.assert_array_equal(seen[0][1].images, chosen)
-    maps, scores, _ = PaddleEngine(read_bundle(tmp_path / "b"), EngineOptions()).run(chosen)
+    maps, scores, *_ = PaddleEngine(read_bundle(tmp_path / "b"), EngineOptions()).run(chosen)
     np.testing.assert_allclose(seen[0][1].expected[0], maps, atol=1e-5)
     np.testing.assert_allclose(seen[0][1].expected[1], scores, atol=1e-5)
 
@@ -203,7 +205,7 @@ def test_an_interrupted_export_is_noticed(exp, data, bundle, tmp_path, monkeypat
     older["files"]["inference.pdiparams"] = file_sha256(target / "inference.pdiparams")
     (target / "inference.yml").write_text(yaml.safe_dump(older))
     read_bundle(target)
-    write = export_model.atomic_write_bytes
+    write = bundle_module.atomic_write_bytes
     written: list[str] = []
 
     def dying(path: Path, content: bytes) -> None:
@@ -212,7 +214,7 @@ def test_an_interrupted_export_is_noticed(exp, data, bundle, tmp_path, monkeypat
         written.append(path.name)
         write(path, content)
 
-    monkeypatch.setattr(export_model, "atomic_write_bytes", dying)
+    monkeypatch.setattr(bundle_module, "atomic_write_bytes", dying)
     with pytest.raises(KeyboardInterrupt):
         export(exp, target, data)
     assert sorted(written) == ["inference.json", "inference.pdiparams"]
@@ -261,8 +263,8 @@ def agree(config: Config, tmp_path: Path, images: np.ndarray, tolerance: float) 
     bundle = read_bundle(export(tmp_path / "exp", tmp_path / "bundle", data))
     engine = PaddleEngine(bundle, EngineOptions())
     for count in (1, len(images)):
-        maps, scores, _ = engine.run(images[:count])
-        expected_maps, expected, _ = run(detector, images[:count])
+        maps, scores, *_ = engine.run(images[:count])
+        expected_maps, expected, *_ = run(detector, images[:count])
         scale = max(1.0, float(np.abs(expected_maps).max()))
         np.testing.assert_allclose(scores / scale, expected / scale, atol=tolerance)
         np.testing.assert_allclose(maps / scale, expected_maps / scale, atol=tolerance)

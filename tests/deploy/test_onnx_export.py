@@ -52,7 +52,7 @@ def test_names_and_shapes(made):
     assert names(graph.input) == {"image": ["batch", 3, 64, 64]}
     assert names(graph.output) == {
         "anomaly_map": ["batch", 1, 64, 64], "score": ["batch"],
-        "evidence_0": ["batch", 16, 16], "evidence_1": ["batch", 8, 8],
+        "nll": ["batch"], "evidence_0": ["batch", 16, 16], "evidence_1": ["batch", 8, 8],
         "evidence_2": ["batch", 4, 4],
     }  # fmt: skip
     described = yaml.safe_load((made[0].folder / "inference.yml").read_text(encoding="utf-8"))
@@ -74,11 +74,14 @@ def test_the_numbers_of_the_dynamic_model(made, name, module):
     pytest.importorskip(module)
     images = photographs(6, 64)
     expected = run(made[1], images)
+    assert expected.nll is not None
     engine, note = create_engine(made[0], EngineOptions(engine=name, cpu_threads=2))
     assert note == ""
     for count in (1, 5, 2):  # a smaller batch after a larger one
-        maps, scores, evidence = engine.run(images[:count])
+        maps, scores, evidence, nll = engine.run(images[:count])
         np.testing.assert_allclose(scores, expected.scores[:count], rtol=1e-5, atol=1e-5)
+        assert nll is not None
+        np.testing.assert_allclose(nll, expected.nll[:count], rtol=1e-5, atol=1e-5)
         np.testing.assert_allclose(maps, expected.maps[:count], rtol=1e-4, atol=1e-4)
         for found, level in zip(evidence, expected.evidence, strict=True):
             np.testing.assert_allclose(found, level[:count], rtol=1e-4, atol=1e-4)
@@ -177,7 +180,7 @@ def test_a_real_abort(tmp_path):
 
 def test_a_graph_that_is_not_the_bundles(made, tmp_path):
     shutil.copytree(made[0].folder, tmp_path / "b")
-    with pytest.raises(UserError, match="has 1 inputs and 5 outputs instead of 1 and 2"):
+    with pytest.raises(UserError, match="has 1 inputs and 6 outputs instead of 1 and 2"):
         onnx_export._make_readable(tmp_path / "b/model.onnx", ["anomaly_map", "score"])
 
 

@@ -3,12 +3,16 @@
 import asyncio
 import json
 import logging
+import math
 import os
+import re
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 
@@ -24,9 +28,11 @@ from deploy.service.metrics import Metrics
 from deploy.service.models import Model
 from deploy.service.service import Service
 from deploy.service.worker import Batch, Worker
+from metrics.drift import NormalNll
 from metrics.threshold import fixed
 from tests.deploy.serving import picture
 from utils.errors import UserError
+from utils.predictions import Output
 
 SECONDS = 10
 
@@ -64,7 +70,7 @@ class Engine:
         if self.fails:
             raise self.fails
         scores = images.mean(axis=(1, 2, 3))
-        return images[:, 0], scores, [images[:, 1, ::2, ::2]]
+        return Output(images[:, 0], scores, [images[:, 1, ::2, ::2]], scores / 2)
 
 
 def worker_of(engine: Engine, most: int = 4, **more) -> Worker:
@@ -97,6 +103,7 @@ def test_what_waits_together_is_run_together_and_each_gets_its_own():
     assert [each.score for each in found] == list(range(7))
     assert all((each.anomaly_map == n).all() for n, each in enumerate(found))
     assert [each.evidence[0].shape for each in found] == [(2, 3)] * 7
+    assert [each.nll for each in found] == [n / 2 for n in range(7)]
     worker.close()
     assert [batch.images for batch in batches] == [1, 4, 2]
     assert worker.seconds_per_image > 0
@@ -236,9 +243,39 @@ def test_places():
 def model_of(engine: Engine, limits: Limits, metrics: Metrics | None = None) -> Model:
     bundle = SimpleNamespace(
         input_size=(4, 6), resize="pil", image_threshold=fixed(0.5), pixel_threshold=fixed(0.5),
-        acontrario=None, color_scale=(0.0, 1.0), about={},
+        acontrario=None, nll=NormalNll(0.0, 0.1, 20), color_scale=(0.0, 1.0), about={},
     )  # fmt: skip
     return Model("m", bundle, engine, limits, metrics or Metrics(), most=4, patience=0)  # type: ignore[arg-type]
+
+
+def test_a_changed_camera_is_in_the_metrics():
+    metrics = Metrics()
+    model = model_of(Engine(), Limits(), metrics)
+    model.worker.start()
+
+    def gauges() -> dict[str, float]:
+        lines = metrics.text().decode().splitlines()
+        found = re.findall(r'^flowad_(nll|drift_\w+)\{model="m"\} (\S+)$', "\n".join(lines), re.M)
+        return {name: float(value) for name, value in found}
+
+    async def see(*values: float) -> None:
+        with ThreadPoolExecutor(1) as pool:
+            for value in values:  # the engine's NLL is half the mean of the pixels
+                png = cv2.imencode(".png", np.full((4, 6, 3), round(255 * value), np.uint8))[1]
+                (result,) = await model.predict([Sent("a.png", png.tobytes())], pool, False)
+                assert result["nll"] == pytest.approx(value / 2, abs=2e-3)
+
+    assert math.isnan(gauges()["drift_z"])
+    assert model.about()["drift"] == ""
+    asyncio.run(see(*[0.0] * 10))
+    assert gauges()["drift_alarm"] == 0
+    assert abs(gauges()["drift_z"]) < 0.1
+    asyncio.run(see(*[1.0] * 12))
+    assert gauges()["drift_alarm"] == 1
+    assert gauges()["nll"] == pytest.approx(0.5 * 12 / 22, abs=1e-3)
+    assert model.about()["drift"].startswith("drift: z = +")
+    assert model.about()["drift_alarm"] is True
+    model.worker.close()
 
 
 def test_a_full_queue_refuses_and_says_when_to_come_back():

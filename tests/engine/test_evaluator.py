@@ -36,7 +36,7 @@ class Brightness(nn.Layer):
     def score(self, features: list[paddle.Tensor]) -> tuple[paddle.Tensor, ...]:
         anomaly_map = features[0][:, :1]
         evidence = [features[0][:, 1, :3, :3]] if self.with_evidence else []
-        return anomaly_map, anomaly_map.max([1, 2, 3]), *evidence
+        return anomaly_map, anomaly_map.max([1, 2, 3]), anomaly_map.mean([1, 2, 3]), *evidence
 
 
 def images(count: int, seed: int = 0) -> np.ndarray:
@@ -82,6 +82,18 @@ def test_evidence_comes_along():
     np.testing.assert_array_equal(whole.evidence[0], data[:, 1, :3, :3])
 
 
+def test_the_likelihood_of_normals_is_kept():
+    data = images(9)
+    made = calibrated(data, "percentile:60", "percentile:99").nll
+    assert made is not None
+    assert made.mean == pytest.approx(data[:, 0].mean(), rel=1e-6)
+    assert made.count == 9
+    calibration = Calibration.from_dict(calibrated(data, "fixed:1", "fixed:1").to_dict())
+    assert calibration.nll == made
+    older = {k: v for k, v in calibration.to_dict().items() if k != "nll"}
+    assert Calibration.from_dict(older).nll is None
+
+
 def test_nothing_is_recorded_for_gradients():
     layer = nn.Conv2D(3, 1, 1)
 
@@ -92,7 +104,7 @@ def test_nothing_is_recorded_for_gradients():
 
         def forward(self, image):
             made.append(self.conv(image))
-            return made[-1], made[-1].max([1, 2, 3])
+            return made[-1], made[-1].max([1, 2, 3]), made[-1].mean([1, 2, 3])
 
     made: list[paddle.Tensor] = []
     run(Trainable(), images(2))

@@ -110,8 +110,11 @@ def test_forward_is_features_then_score(detector):
     batch = images(2)
     with paddle.no_grad():
         parts = detector.score(detector.features(batch))
-    for whole, part in zip(scored(detector, batch), parts, strict=True):
-        np.testing.assert_array_equal(whole, part.numpy())
+        whole = detector(batch)
+        nll = detector.nll(batch)
+    for ours, theirs in zip(whole, parts, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(whole[2], nll)
 
 
 def test_images_are_normalised_as_the_backbone_expects(detector):

@@ -13,6 +13,7 @@ from utils.image import read_image
 from utils.predictions import (
     Found,
     Original,
+    Output,
     Photo,
     PhotoReader,
     PredictionWriter,
@@ -116,8 +117,8 @@ def test_results(tmp_path):
     made = writer(out)
     hot = np.zeros((8, 8), np.float32)
     hot[2:4, 6:8] = 0.9
-    result = made.add(first, hot, np.float32(0.75))
-    made.add(second, np.zeros((8, 8), np.float32), np.float32(0.25))
+    result = made.add(first, Found(hot, np.float32(0.75)))
+    made.add(second, Found(np.zeros((8, 8), np.float32), np.float32(0.25)))
     assert not (out / "results.jsonl").exists()  # it appears whole
     made.close()
     stored, normal = lines(out)
@@ -138,7 +139,7 @@ def test_regions_and_maps_are_in_the_geometry_of_the_photo(tmp_path):
     hot = np.zeros((8, 8), np.float32)
     hot[2:4, 6:8] = 0.9
     made = writer(tmp_path / "out", maps=True)
-    result = made.add(photo(save(tmp_path / "a.png", grey=True)), hot, 0.75)
+    result = made.add(photo(save(tmp_path / "a.png", grey=True)), Found(hot, 0.75))
     (region,) = result["regions"]
     assert region["x"] == pytest.approx(90, abs=5)
     assert region["y"] == pytest.approx(10, abs=2)
@@ -155,7 +156,7 @@ def test_names_of_files(tmp_path):
     names = ["what?.png", "with space.png", "瓶子.png", "sub/a.png", "a.png", "A.png", "a_2.png"]
     made = writer(tmp_path / "out", maps=True)
     for name in names:
-        made.add(photo(save(tmp_path / name)), np.zeros((8, 8), np.float32), 0.1)
+        made.add(photo(save(tmp_path / name)), Found(np.zeros((8, 8), np.float32), 0.1))
     made.close()
     results = lines(tmp_path / "out")
     assert [Path(r["path"]).name for r in results] == [Path(n).name for n in names]
@@ -180,13 +181,13 @@ def test_the_picture_names_its_file(tmp_path, monkeypatch):
 
     monkeypatch.setattr(utils.predictions, "panel", panel)
     made = writer(tmp_path / "out")
-    made.add(photo(save(tmp_path / "瓶 1.png")), np.zeros((8, 8), np.float32), 0.1)
+    made.add(photo(save(tmp_path / "瓶 1.png")), Found(np.zeros((8, 8), np.float32), 0.1))
     assert titles == ["瓶 1.png\nNormal  score 0.100  threshold 0.500"]
 
 
 def test_without_pictures(tmp_path):
     made = writer(tmp_path / "out", pictures=False)
-    made.add(photo(save(tmp_path / "a.png")), np.zeros((8, 8), np.float32), 0.1)
+    made.add(photo(save(tmp_path / "a.png")), Found(np.zeros((8, 8), np.float32), 0.1))
     made.close()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["results.jsonl"]
 
@@ -209,7 +210,7 @@ def test_results_of_tiles(tmp_path):
     nfa_map[5:9, 20:30] = 3.5
     about = {"tile": [32, 32], "overlap": 0.25, "tiles": 10}
     image = Original(tmp_path / "a.png", np.zeros((40, 120, 3), np.uint8))
-    made.add(image, *Found(anomaly_map, 0.3, nfa=(nfa_map, 3.75), about=about))
+    made.add(image, Found(anomaly_map, 0.3, nfa=(nfa_map, 3.75), about=about))
     made.close()
     (stored,) = lines(tmp_path / "out")
     assert (stored["log_nfa"], stored["verdict"]) == (-3.75, "Anomaly")
@@ -223,9 +224,10 @@ def test_whole_images_are_judged_in_batches(tmp_path):
     paths = [save(tmp_path / f"{i}.png") for i in range(3)]
     given = []
 
-    def network(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    def network(images: np.ndarray) -> Output:
         given.append(images.shape)
-        return images[:, 0], np.arange(len(images)), [images[:, 1], images[:, 2]]
+        nll = np.full(len(images), 0.5)
+        return Output(images[:, 0], np.arange(len(images)), [images[:, 1], images[:, 2]], nll)
 
     found = list(whole_images(network, PhotoReader((16, 24), "pil"), paths, 2))
     assert given == [(2, 3, 16, 24), (1, 3, 16, 24)]
@@ -235,6 +237,7 @@ def test_whole_images_are_judged_in_batches(tmp_path):
         assert judged.anomaly_map.shape == (16, 24)
         assert [level.shape for level in judged.evidence] == [(16, 24)] * 2
         assert judged.nfa is None
+        assert judged.nll == 0.5
 
 
 def test_pictures_of_large_images_are_smaller(tmp_path, monkeypatch):
@@ -244,7 +247,7 @@ def test_pictures_of_large_images_are_smaller(tmp_path, monkeypatch):
     hot = np.zeros((1200, 900), np.float32)
     hot[1000:1003, 600:603] = 0.9
     image = Original(tmp_path / "a.png", np.zeros((1200, 900, 3), np.uint8))
-    result = made.add(image, hot, 0.75, truth=hot > 0)
+    result = made.add(image, Found(hot, 0.75), truth=hot > 0)
     (region,) = result["regions"]
     assert (region["x"], region["y"], region["w"], region["h"]) == (600, 1000, 3, 3)
     assert np.load(tmp_path / "out" / result["map"]).shape == (1200, 900)

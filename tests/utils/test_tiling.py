@@ -20,13 +20,12 @@ from metrics.threshold import fixed, percentile
 from metrics.threshold import nfa as nfa_threshold
 from utils.errors import UserError
 from utils.image import to_input
-from utils.predictions import PhotoReader
+from utils.predictions import Output, PhotoReader
 from utils.tiling import LARGE, Tiler, Tiling, chosen_tiling, cuts, large_images
 from utils.visualize import resize_map
 
 LENGTHS = (1, 31, 32, 33, 63, 64, 65, 100, 131, 500)
 OVERLAPS = (0.0, 0.03, 0.1, 0.25, 0.5, 0.75, 0.89)
-Answer = tuple[np.ndarray, np.ndarray, list[np.ndarray]]
 
 
 class LocalNetwork:
@@ -39,11 +38,11 @@ class LocalNetwork:
         self.radius = radius
         self.batches: list[int] = []
 
-    def __call__(self, images: np.ndarray) -> Answer:
+    def __call__(self, images: np.ndarray) -> Output:
         self.batches.append(len(images))
         width = 2 * self.radius + 1
         maps = np.stack([uniform_filter(each[0], width, mode="constant") for each in images])
-        return maps, maps.max((1, 2)), []
+        return Output(maps, maps.max((1, 2)))
 
 
 def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -127,7 +126,7 @@ def test_an_axis_shorter_than_the_tile_is_taken_whole(size):
     if max(size) > 64:
         assert found.about["tiles"] == 4
         return
-    maps, scores, _ = network(to_input(pixels, (48, 48))[None])
+    maps, scores, *_ = network(to_input(pixels, (48, 48))[None])
     np.testing.assert_array_equal(found.anomaly_map, resize_map(maps[0], size))
     assert found.score == scores[0]
     assert found.about["tiles"] == 1
@@ -152,7 +151,7 @@ def test_a_paddle_detector_without_padding_effects():
 
         def forward(self, image):
             found = self.second(paddle.tanh(self.first(image)))
-            return found, found.max([1, 2, 3])
+            return found, found.max([1, 2, 3]), found.mean([1, 2, 3])
 
     paddle.seed(0)
     detector = Local()
@@ -165,8 +164,9 @@ def test_a_paddle_detector_without_padding_effects():
 
 @pytest.mark.parametrize("overlap", OVERLAPS)
 def test_a_constant_map_stays_constant(overlap):
-    def network(images: np.ndarray) -> Answer:
-        return np.full((len(images), 16, 16), 0.7, np.float32), np.full(len(images), 0.7), []
+    def network(images: np.ndarray) -> Output:
+        scores = np.full(len(images), 0.7)
+        return Output(np.full((len(images), 16, 16), 0.7, np.float32), scores)
 
     found = tiler(network, overlap=overlap).judge(photograph(130, 257))
     np.testing.assert_allclose(found.anomaly_map, 0.7, atol=1e-6)
@@ -176,9 +176,9 @@ def test_from_one_window_to_the_next_the_map_goes_over_smoothly():
     """Windows that disagree leave no edge: over the overlap of 64 pixels a step of at most 1/32."""
     numbers = iter(range(2))
 
-    def network(images: np.ndarray) -> Answer:
+    def network(images: np.ndarray) -> Output:
         maps = np.stack([np.full((128, 128), next(numbers), np.float32) for _ in images])
-        return maps, maps.max((1, 2)), []
+        return Output(maps, maps.max((1, 2)))
 
     row = tiler(network, side=128, overlap=0.5).judge(photograph(128, 192)).anomaly_map[0]
     assert (row[0], row[-1]) == (0, 1)
@@ -194,9 +194,10 @@ def test_every_window_is_an_image_of_its_own(method):
     pixels[10:40, 70:90] = 255
     seen: list[np.ndarray] = []
 
-    def network(images: np.ndarray) -> Answer:
+    def network(images: np.ndarray) -> Output:
         seen.extend(images)
-        return images[:, 0, ::2, ::2], images.mean((1, 2, 3)), []
+        mean = images.mean((1, 2, 3))
+        return Output(images[:, 0, ::2, ::2], mean, nll=mean)
 
     reader = PhotoReader((32, 48), method)
     found = Tiler(network, reader, Tiling((64, 64), 0.0), 2).judge(pixels)
@@ -214,10 +215,10 @@ def test_every_window_is_an_image_of_its_own(method):
 
 
 def test_a_score_that_is_no_number_is_not_lost():
-    def network(images: np.ndarray) -> Answer:
+    def network(images: np.ndarray) -> Output:
         scores = np.arange(len(images), dtype=np.float32)
         scores[0] = math.nan
-        return images[:, 0], scores, []
+        return Output(images[:, 0], scores)
 
     assert math.isnan(tiler(network, batch_size=2).judge(photograph(64, 300)).score)
 
@@ -239,8 +240,8 @@ def test_memory_is_bounded_by_the_map_and_a_batch_of_tiles():
     """Cutting 16 megapixels costs the map of 64 MiB and less than 20 MiB beside it."""
     pixels = np.zeros((4096, 4096, 3), np.uint8)
 
-    def network(images: np.ndarray) -> Answer:
-        return images[:, 0, ::4, ::4], images[:, 0, 0, 0], []
+    def network(images: np.ndarray) -> Output:
+        return Output(images[:, 0, ::4, ::4], images[:, 0, 0, 0])
 
     cutter = tiler(network, side=512, batch_size=2)  # 6 MiB of windows
     tracemalloc.start()
@@ -258,11 +259,11 @@ def evidence_test() -> AContrario:
     return AContrario("tree", (64, 64), (8, 8), (Null(8.0, 8.0), Null(8.0, 8.0)))
 
 
-def evidence_of(images: np.ndarray) -> Answer:
+def evidence_of(images: np.ndarray) -> Output:
     """Give chi-square evidence of two levels, much of it where an image is white."""
     white = images[:, 0] == 1
     levels = [8.0 + 60.0 * white[:, ::step, ::step] for step in (8, 16)]
-    return images[:, 0], images.max((1, 2, 3)), levels
+    return Output(images[:, 0], images.max((1, 2, 3)), levels)
 
 
 def test_nfa_counts_all_tiles():
