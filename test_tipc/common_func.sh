@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Functions of prepare.sh and test_train_inference_python.sh; sourced, bash 3.2 and `set -u`.
+# Functions of all scripts of this folder; sourced, bash 3.2 and `set -u`.
 
 # shellcheck disable=SC2034  # the scripts that source this file use the variables
 MODES="lite_train_lite_infer lite_train_whole_infer whole_train_whole_infer whole_infer"
@@ -267,4 +267,82 @@ func_category() {  # command of line 14: the category it names, else bottle
         case "$word" in -cat=* | --category=*) category=${word#*=} ;; esac
         previous=$word
     done
+}
+
+# ---- running a stage
+
+func_skip() {  # reason, stage
+    status_skip "$1" "$2" "$status_log" "$model_name"
+}
+
+func_run() {  # log, text that a working stage prints, command words
+    local log=$1 expected=$2 shown code begin=$SECONDS
+    shift 2
+    shown=$(func_show "$@")
+    printf '\n==> %s\n' "$shown"
+    (
+        if [ -n "$visible_gpu" ]; then export CUDA_VISIBLE_DEVICES="$visible_gpu"; fi
+        exec "$@"
+    ) 2>&1 | tee "$log"
+    code=${PIPESTATUS[0]}
+    if [ "$code" -eq 0 ] && ! grep -q -- "$expected" "$log"; then
+        printf "exit code 0, but the output has no '%s'\n" "$expected" | tee -a "$log"
+        code=1
+    fi
+    status_check "$code" "$shown" "$status_log" "$model_name" "$log"
+    printf ' %s s\n' $((SECONDS - begin))
+    return "$code"
+}
+
+func_command() {  # interpreter words are in `command`; add the words of a line and key=value pairs
+    local pair
+    func_words "$1"
+    command+=("${words[@]}")
+    shift
+    while [ $# -ge 2 ]; do
+        pair=$(func_set_params "$1" "$2")
+        [ -z "$pair" ] || command+=("$pair")
+        shift 2
+    done
+}
+
+func_probe_gpus() {  # how many GPUs Paddle can use, or `cpu-build`; asked once
+    local answer
+    answer=$("$python" -c 'import paddle
+cuda = paddle.is_compiled_with_cuda()
+print("gpus:", paddle.device.cuda.device_count() if cuda else "cpu-build")' 2>&1) ||
+        func_die "$python cannot import paddle: $(printf '%s\n' "$answer" | tail -n 1)"
+    gpus=$(printf '%s\n' "$answer" | tr -d '\r' | sed -n 's/^gpus: //p')
+    [ -n "$gpus" ] || func_die "$python did not say how many GPUs there are: $answer"
+}
+
+func_gpu_problem() {  # cards `0,1`, or nothing for any one: why they cannot be used, or nothing
+    local card cards
+    if [ "$gpus" = cpu-build ]; then
+        printf 'this Paddle has no CUDA (paddle.is_compiled_with_cuda() is False)'
+    elif [ "$gpus" -eq 0 ]; then
+        printf 'Paddle sees no GPU on this machine'
+    else
+        IFS=',' read -r -a cards <<< "$1"
+        for card in ${cards[@]+"${cards[@]}"}; do
+            [ "$card" -lt "$gpus" ] || { printf 'no card %s: Paddle sees %s' "$card" "$gpus"; return; }
+        done
+    fi
+}
+
+func_summary() {  # mode: the last line of the status log, with the time since the driver began
+    local seconds=$SECONDS counts="$count_passed passed, $count_failed failed, $count_skipped skipped"
+    printf '\n'
+    func_status 0 " Summary - $model_name - $1 - $counts - total wall time $((seconds / 60)) min $((seconds % 60)) s " \
+        "$status_log"
+    printf 'status lines: %s\n' "$status_log"
+}
+
+func_start() {  # folder below the output, name of the status log: makes both, and sets the counters
+    log_path=${TIPC_OUTPUT:-./test_tipc/output}/$model_name/$1
+    status_log=$log_path/$2
+    mkdir -p -- "$log_path" || func_die "cannot write to $log_path"
+    : > "$status_log"
+    export PYTHONUNBUFFERED=1  # so that a long training shows on the screen while it runs
+    count_passed=0 count_failed=0 count_skipped=0 visible_gpu=""
 }

@@ -7,65 +7,6 @@ set -u
 . "$(dirname -- "${BASH_SOURCE[0]}")/common_func.sh"
 trap 'exit 130' INT TERM
 
-func_probe_gpus() {  # how many GPUs Paddle can use, or `cpu-build`; asked once
-    local answer
-    answer=$("$python" -c 'import paddle
-cuda = paddle.is_compiled_with_cuda()
-print("gpus:", paddle.device.cuda.device_count() if cuda else "cpu-build")' 2>&1) ||
-        func_die "$python cannot import paddle: $(printf '%s\n' "$answer" | tail -n 1)"
-    gpus=$(printf '%s\n' "$answer" | tr -d '\r' | sed -n 's/^gpus: //p')
-    [ -n "$gpus" ] || func_die "$python did not say how many GPUs there are: $answer"
-}
-
-func_gpu_problem() {  # cards `0,1`, or nothing for any one: why they cannot be used, or nothing
-    local card cards
-    if [ "$gpus" = cpu-build ]; then
-        printf 'this Paddle has no CUDA (paddle.is_compiled_with_cuda() is False)'
-    elif [ "$gpus" -eq 0 ]; then
-        printf 'Paddle sees no GPU on this machine'
-    else
-        IFS=',' read -r -a cards <<< "$1"
-        for card in ${cards[@]+"${cards[@]}"}; do
-            [ "$card" -lt "$gpus" ] || { printf 'no card %s: Paddle sees %s' "$card" "$gpus"; return; }
-        done
-    fi
-}
-
-func_skip() {  # reason, stage
-    status_skip "$1" "$2" "$status_log" "$model_name"
-}
-
-func_run() {  # log, text that a working stage prints, command words
-    local log=$1 expected=$2 shown code begin=$SECONDS
-    shift 2
-    shown=$(func_show "$@")
-    printf '\n==> %s\n' "$shown"
-    (
-        if [ -n "$visible_gpu" ]; then export CUDA_VISIBLE_DEVICES="$visible_gpu"; fi
-        exec "$@"
-    ) 2>&1 | tee "$log"
-    code=${PIPESTATUS[0]}
-    if [ "$code" -eq 0 ] && ! grep -q -- "$expected" "$log"; then
-        printf "exit code 0, but the output has no '%s'\n" "$expected" | tee -a "$log"
-        code=1
-    fi
-    status_check "$code" "$shown" "$status_log" "$model_name" "$log"
-    printf ' %s s\n' $((SECONDS - begin))
-    return "$code"
-}
-
-func_command() {  # interpreter words are in `command`; add the words of a line and key=value pairs
-    local pair
-    func_words "$1"
-    command+=("${words[@]}")
-    shift
-    while [ $# -ge 2 ]; do
-        pair=$(func_set_params "$1" "$2")
-        [ -z "$pair" ] || command+=("$pair")
-        shift 2
-    done
-}
-
 func_inference() {  # folder of the exported model, suffix of the log names
     local use_gpu use_gpus batch_size batch_sizes
     IFS='|' read -r -a use_gpus <<< "$use_gpu_list"
@@ -227,14 +168,11 @@ func_whole_infer() {  # GPU id or nothing
 }
 
 func_finish() {
-    local seconds=$SECONDS code=0 summary
+    local code=0
     [ "$wanted_inference" -eq 0 ] || [ "$ran_inference" -gt 0 ] || code=3
     [ "$count_failed" -eq 0 ] || code=1
-    summary=" Summary - $model_name - $mode - $count_passed passed, $count_failed failed, $count_skipped skipped"
-    printf '\n'
-    func_status 0 "$summary - total wall time $((seconds / 60)) min $((seconds % 60)) s " "$status_log"
+    func_summary "$mode"
     [ "$code" -ne 3 ] || func_say "no inference could run on this machine; that is not a pass (exit code 3)"
-    printf 'status lines: %s\n' "$status_log"
     exit "$code"
 }
 
@@ -253,11 +191,7 @@ func_find_python "$python_asked"
 PYTHON=$python bash test_tipc/prepare.sh "$params" "$mode" || exit
 func_probe_gpus
 
-log_path=${TIPC_OUTPUT:-./test_tipc/output}/$model_name/$mode
-status_log=$log_path/results_python.log
-mkdir -p -- "$log_path" || func_die "cannot write to $log_path"
-: > "$status_log"
-export PYTHONUNBUFFERED=1  # so that a long training shows on the screen while it runs
-count_passed=0 count_failed=0 count_skipped=0 wanted_inference=0 ran_inference=0 chains=0
+func_start "$mode" results_python.log
+wanted_inference=0 ran_inference=0 chains=0
 if [ "$mode" = whole_infer ]; then func_whole_infer "$gpu_id"; else func_train_modes; fi
 func_finish

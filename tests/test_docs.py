@@ -30,6 +30,7 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "docs/commands.md",
     "docs/bring_your_own.md",
+    "docs/engines.md",
     "docs/service.md",
     "docs/thresholds.md",
     "docs/troubleshooting.md",
@@ -118,11 +119,12 @@ def test_commands_parse(repo: Path) -> None:
     assert {
         "quickstart.sh", "runtests.sh", "train.py", "eval.py", "predict.py", "extract_features.py",
         "download_models.py", "deploy/export_model.py", "deploy/infer.py", "deploy/serve.py",
+        "deploy/quantize.py",
     } <= seen  # fmt: skip
 
 
 def test_files_in_commands_exist(repo: Path) -> None:
-    made = ("deploy/inference",)
+    made = ("deploy/inference", "deploy/inference_int8")
     for document, words in _all_commands(repo):
         for word in words:
             if word.startswith(OURS) and word not in made:
@@ -132,7 +134,8 @@ def test_files_in_commands_exist(repo: Path) -> None:
 def test_flags_in_running_text_exist(repo: Path) -> None:
     scripts = [
         "train.py", "eval.py", "predict.py", "extract_features.py", "download_models.py",
-        "deploy/export_model.py", "deploy/infer.py", "deploy/serve.py", "utils/cli.py",
+        "deploy/export_model.py", "deploy/quantize.py", "deploy/infer.py", "deploy/serve.py",
+        "utils/cli.py",
         "datasets/download.py",
         "convert/backbone.py", "convert/detector.py", "utils/report.py",
     ]  # fmt: skip

@@ -425,7 +425,7 @@ def test_dev_requirements_are_what_the_tests_import(repo: Path) -> None:
     optional = {m for name in REQUIREMENTS[2:] for m in _modules(_packages(repo / name))}
     listed = {m for name in development for m in _modules(_packages(repo / name))}
     run_time = _modules(_packages(repo / "requirements.txt"))
-    assert listed - imported == {"ruff", "mypy"}
+    assert listed - imported == {"ruff", "mypy", "pytest-xdist"}
     assert imported - listed - run_time - optional == set()
 
 

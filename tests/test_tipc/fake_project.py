@@ -45,7 +45,8 @@ def export(given: dict[str, str]) -> None:
     assert (experiment(given) / "bottle/best").is_dir(), "not trained"
     folder = Path(given["--save_inference_dir"])
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "inference.json").write_text("{}")
+    for name in ("inference.json", "inference.yml"):
+        (folder / name).write_text("{}")
     print(f"inference model has been saved into {folder}")
 
 
@@ -61,6 +62,13 @@ def infer(given: dict[str, str]) -> None:
     print("Normal - score:  0.614")
 
 
+def quantize(given: dict[str, str]) -> None:
+    """Leave a quantized model; the exported one must be there."""
+    assert (Path(given["--save_inference_dir"]) / "inference.json").is_file(), "not exported"
+    shutil.copytree(given["--save_inference_dir"], given["--output"], dirs_exist_ok=True)
+    print(f"quantized model has been saved into {given['--output']}")
+
+
 def synthesize(arguments: list[str]) -> None:
     """Leave a data set where --out says."""
     out = Path(arguments[arguments.index("--out") + 1])
@@ -74,6 +82,7 @@ SCRIPTS = {
     "eval.py": evaluate,
     "deploy/export_model.py": export,
     "deploy/infer.py": infer,
+    "deploy/quantize.py": quantize,
 }
 
 

@@ -123,7 +123,7 @@ def test_a_later_section_is_allowed(checkout):
 )
 def test_wrong_files_are_one_clear_line(checkout, change, words):
     lines = (checkout.root / checkout.CONFIG).read_text().splitlines()
-    (checkout.root / "bad.txt").write_text("".join(f"{line}\n" for line in change(lines)))
+    (checkout.root / "bad.txt").write_text("".join(f"{line}\n" for line in change(lines[:32])))
     for script in (checkout.DRIVER, "test_tipc/prepare.sh"):
         done = checkout.run(script, "bad.txt", "lite_train_lite_infer")
         assert done.returncode == 2
@@ -149,7 +149,8 @@ def test_wrong_calls_are_one_line(checkout, arguments):
 
 def test_every_shipped_file_is_valid(checkout):
     files = sorted((checkout.root / "test_tipc/configs").rglob("*.txt"))
-    assert files
+    files = [file for file in files if "=train_params=" in file.read_text()]
+    assert len(files) == 13
     for file in files:
         done = checkout.run("test_tipc/prepare.sh", str(file), "lite_train_lite_infer")
         assert done.returncode == 0
