@@ -4,6 +4,7 @@ Used by predict.py and deploy/infer.py, so that both say the same. Needs no Padd
 """
 
 import json
+import math
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -194,8 +195,8 @@ class Judge:
         cut = self.pixel_threshold.value
         deciding, decisive = full, score  # what the thresholds are compared with
         further, nfa = dict(found.about or {}), found.nfa
-        if found.nll is not None:
-            further["nll"] = found.nll
+        if found.nll is not None:  # JSON knows no infinity, and an NLL may overflow
+            further["nll"] = found.nll if math.isfinite(found.nll) else None
         if nfa is None and self.acontrario is not None and found.evidence:
             nfa_map = self.acontrario.score(found.evidence)
             nfa = nfa_map, float(nfa_map.max())

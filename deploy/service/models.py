@@ -97,10 +97,10 @@ class Model:
             pool,
             [partial(self._result, *pair, with_map) for pair in zip(ready, found, strict=True)],
         )
-        for result in results:
+        for each, result in zip(found, results, strict=True):
             self._metrics.images.labels(self.name, result["verdict"]).inc()
-            if self._drift is not None and "nll" in result:  # always in this one thread
-                self._drift.add(result["nll"])
+            if self._drift is not None and each.nll is not None:  # always in this one thread
+                self._drift.add(each.nll)
         return results
 
     def about(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
+from metrics.drift import Drift, NormalNll
 from metrics.threshold import Threshold, fixed
 from utils.errors import UserError
 from utils.image import read_image
@@ -258,3 +259,17 @@ def test_pictures_of_large_images_are_smaller(tmp_path, monkeypatch):
     assert 148 <= columns.min() <= columns.max() <= 152
     picture = read_image(tmp_path / "out" / result["picture"])
     assert (picture == TRUTH).all(axis=2).any()
+
+
+def test_an_nll_that_overflows_is_null_and_counts_as_drift(tmp_path):
+    drift = Drift(NormalNll(1.0, 0.1, 20))
+    cut = fixed(0.5)
+    made = PredictionWriter(tmp_path / "o", cut, cut, (0.0, 1.0), pictures=False, drift=drift)
+    for value in (float("inf"), float("nan"), 1.0):
+        made.add(
+            photo(save(tmp_path / "a.png")), Found(np.zeros((8, 8), np.float32), 0.1, nll=value)
+        )
+    made.close()
+    lines = (tmp_path / "o/results.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["nll"] for line in lines] == [None, None, 1.0]
+    assert drift.mean == float("inf")
