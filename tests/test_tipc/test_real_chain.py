@@ -76,6 +76,20 @@ def check(done: subprocess.CompletedProcess[str], out: Path, flow: str) -> None:
 
 
 @pytest.mark.slow
+def test_scores_are_the_stored_ones(repo: Path, fastflow: Path) -> None:
+    """Measured with one and two threads, with and without oneDNN: within 3e-7 after 3 epochs."""
+    found = fastflow / "fastflow/lite_train_lite_infer/python_infer_cpu_batchsize_1_fp32.txt"
+    golden = repo / "test_tipc/results/python_fastflow_results_fp32.txt"
+    command = [sys.executable, str(repo / "test_tipc/compare_results.py"), "--atol=1e-3"]
+    done = subprocess.run(
+        [*command, f"--gt_file={golden}", f"--log_file={found}"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("ok ") == 3
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("driver", DEPLOY)
 def test_the_chains_behind_it_pass(repo: Path, fastflow: Path, driver: str) -> None:
     for module in ("paddle2onnx", "onnxruntime", "fastapi"):
