@@ -27,7 +27,7 @@ TOLERANCE = 1e-4  # relative to the largest value, in the self-check
 
 # Values of dnnl_types.h and dnnl_common_types.h
 _CPU, _IN_ORDER, _F32, _ANY = 1, 1, 3, 1
-_TRAINING, _INFERENCE, _AUTO = 64, 96, 3  # kinds of propagation, algorithm of convolution
+_TRAINING, _DIRECT = 64, 1  # kind of propagation, algorithm of convolution
 _SRC, _DST, _WEIGHTS, _BIAS, _GRADIENT = 1, 17, 33, 41, 128  # arguments; + 128: of the gradient
 _FROM, _TO = 1, 17
 _QUERY = {"weights": 131, "diff_weights": 132}
@@ -133,15 +133,15 @@ class _Convolution:
         any_order = library.any_order(weight)
 
         forward = library.make(
-            "convolution_forward_primitive_desc_create", library.engine, _TRAINING, _AUTO,
+            "convolution_forward_primitive_desc_create", library.engine, _TRAINING, _DIRECT,
             source, any_order, bias, target, *edges, None,
         )  # fmt: skip
         to_input = library.make(
-            "convolution_backward_data_primitive_desc_create", library.engine, _AUTO,
+            "convolution_backward_data_primitive_desc_create", library.engine, _DIRECT,
             source, any_order, target, *edges, forward, None,
         )  # fmt: skip
         to_weight = library.make(
-            "convolution_backward_weights_primitive_desc_create", library.engine, _AUTO,
+            "convolution_backward_weights_primitive_desc_create", library.engine, _DIRECT,
             source, any_order, bias, target, *edges, forward, None,
         )  # fmt: skip
         self.x, self.grad_x = library.memory(source), library.memory(source)

@@ -144,7 +144,9 @@ def test_inverse_matches_the_reference(golden, name):
         np.testing.assert_allclose(x.numpy(), case[f"feat{i}"], atol=1e-10)
     back = load_reference(case).inverse(features_of(case, "z"))
     for i, x in enumerate(back):
-        tolerance = 1e-4 if name == ONE_BLOCK else 1e-3  # differs between processors
+        tolerance = (
+            3e-4 if name == ONE_BLOCK else 1e-3
+        )  # the order of a sum moves it as far as that
         np.testing.assert_allclose(x.numpy(), case[f"inv{i}"], atol=tolerance)
 
 
