@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None) -> int:
 
     onnx_export.require_packages("deploy/quantize.py")
     bundle = read_bundle(args.save_inference_dir)
+    if Path(args.output).resolve() == bundle.folder.resolve():
+        raise UserError(f"--output {args.output}: is the bundle itself; name another folder")
     weights = backbone_weights(bundle)
     name = args.category or bundle.about["model"]["category"]
     category = find_category(Path(args.data), name)

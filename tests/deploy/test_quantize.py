@@ -122,6 +122,9 @@ def test_mistakes(made, tmp_path):
     data = ["--data", str(made / "data"), "--output", str(tmp_path / "n")]
     with pytest.raises(UserError, match="is quantized already"):
         quantize.main(["--save_inference_dir", str(tmp_path / "q"), *data])
+    same = ["--save_inference_dir", str(made / "whole"), *data[:2]]
+    with pytest.raises(UserError, match="is the bundle itself; name another folder"):
+        quantize.main([*same, "--output", f"{made}/../{made.name}/whole"])
     other = copy_bottle(tmp_path / "other", train=9)
     with pytest.raises(UserError, match="the model's own training data are needed"):
         quantize.main(
