@@ -36,7 +36,14 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     cli.add_flag(parser, "--summary", "only print parameters, multiplications and memory by part")
     cli.add_flag(parser, "--resume", "go on with an interrupted run")
     cli.add_flag(parser, "--overwrite", "replace a run of the same name")
-    cli.add_flag(parser, "--use_vdl", "write VisualDL curves")
+    cli.add_flag(parser, "--use_vdl", "write curves, example maps and latents for VisualDL")
+    cli.add_flag(parser, "--use_tb", "the same for TensorBoard")
+    parser.add_argument(
+        "--show_epochs",
+        type=cli.positive,
+        default=5,
+        help="for these two: show maps, latents and test metrics every so many epochs",
+    )
     cli.add_flag(parser, "--allow-random-backbone", "go on without pretrained weights")
     parser.add_argument("-o", action="append", default=[], metavar="section.key=value")
     args = parser.parse_args(argv)
@@ -61,7 +68,7 @@ def main(argv: Sequence[str] | None) -> int:
         return 0
     from datasets.check import check_category
     from engine import distributed, inputs, session
-    from engine.log import visualdl_writer
+    from engine.curves import chosen_boards
 
     categories = inputs.find_trainable(config, args.category or [])
     configs = [override(config.for_category(c.name), overrides) for c in categories]
@@ -75,8 +82,7 @@ def main(argv: Sequence[str] | None) -> int:
     device = runtime.use_device(args.device)
     if device == "cpu" and any(each.train.amp for each in configs):
         raise UserError("train.amp: half precision needs a GPU; set -o train.amp=false")
-    if args.use_vdl:
-        visualdl_writer()
+    chosen_boards(vars(args))
     team = distributed.join(device)
     if team.size > 1 and not args.exp_dir:
         raise UserError("--exp_dir: several processes need it, the run that all of them work on")
@@ -102,6 +108,7 @@ def train_category(
 ) -> None:
     """Train one category and store its thresholds."""
     from engine import checkpoint, inputs, session
+    from engine.curves import chosen_boards
     from engine.log import RunLog, SilentLog
     from engine.trainer import Trainer
 
@@ -113,7 +120,8 @@ def train_category(
     team.check_same("training images or backbone weights", data.digest)
     if not going_on and team.leads:  # only now that nothing refuses the new run any more
         checkpoint.remove_run(folder)
-    log = RunLog(folder, curves=args.use_vdl) if team.leads else SilentLog()
+    boards = chosen_boards(vars(args))
+    log = RunLog(folder, boards) if team.leads else SilentLog()
     if not config.data.features:
         log.say(f"[{category.name}] {category.describe()}")
     own = " (the data set's validation images)" if data.validation else ""
@@ -137,7 +145,9 @@ def train_category(
     with team.in_turn():  # the first one writes the feature cache
         train, holdout = data.sources(detector)
     log.say(f"[{category.name}] features ready after {time.perf_counter() - started:.1f} s")
-    trainer.fit(train, holdout, judge)
+    every = args.show_epochs
+    watch = session.test_watcher(detector, data.test, config, log, every) if boards else None
+    trainer.fit(train, holdout, judge, watch)
     if not team.leads:
         return
     fitted = {

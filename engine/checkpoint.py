@@ -13,6 +13,7 @@ from paddle import Tensor, nn
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from engine.curves import BOARDS
 from utils.config import Config, differences, from_dict
 from utils.errors import UserError
 from utils.files import atomic_folder, atomic_write_text, recover_folder
@@ -186,7 +187,8 @@ def check_same_data(checkpoint: Checkpoint, meta: Mapping[str, Any]) -> None:
 
 def remove_run(folder: Path) -> None:
     """Delete the checkpoints and logs of a run; anything else in the folder stays."""
-    for name in ("last", "last.old", "vdl", *(path.name for path in folder.glob("best*"))):
+    curves = [board.folder for board in BOARDS]
+    for name in ("last", "last.old", *curves, *(path.name for path in folder.glob("best*"))):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("train.log", "log.jsonl", BACKBONE):
         (folder / name).unlink(missing_ok=True)

@@ -2,20 +2,21 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from utils.errors import UserError
+from engine.curves import Board, Curves
 
 
 class RunLog:
     """Write `train.log` and `log.jsonl` in the folder of a run, both appended to on resume."""
 
-    def __init__(self, folder: Path, curves: bool = False) -> None:
+    def __init__(self, folder: Path, boards: Sequence[Board] = ()) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._curves = visualdl_writer()(logdir=str(folder / "vdl")) if curves else None
+        self.curves = Curves(folder, boards)
         self._text = (folder / "train.log").open("a", encoding="utf-8", buffering=1)
         self._events = (folder / "log.jsonl").open("a", encoding="utf-8", buffering=1)
 
@@ -25,19 +26,17 @@ class RunLog:
         self._text.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
     def event(self, kind: str, step: int, **values: Any) -> None:
-        """Append one JSON line; draw its numbers over `step` when curves are on."""
+        """Append one JSON line; draw its numbers over `step` on the boards."""
         self._events.write(json.dumps({"event": kind, "step": step, **values}) + "\n")
-        if self._curves is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._curves.add_scalar(f"{kind}/{name}", value, step)
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self.curves.number(f"{kind}/{name}", value, step)
 
     def close(self) -> None:
         """Close the files."""
         self._text.close()
         self._events.close()
-        if self._curves is not None:
-            self._curves.close()
+        self.curves.close()
 
 
 class SilentLog(RunLog):
@@ -70,14 +69,3 @@ def training_cost(folder: Path) -> dict[str, float | None]:
         "training_seconds": round(sum(epochs.values()), 3) if epochs else None,
         "training_memory_mb": memory[-1] if memory else None,
     }
-
-
-def visualdl_writer() -> Any:
-    """Return VisualDL's writer class; `UserError` with the remedy if it is not installed."""
-    try:
-        from visualdl import LogWriter
-    except ImportError:
-        raise UserError(
-            "--use_vdl: VisualDL is not installed; pip install -r requirements-visualdl.txt"
-        ) from None
-    return LogWriter

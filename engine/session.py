@@ -21,7 +21,9 @@ from engine.checkpoint import Checkpoint
 from engine.distributed import Part
 from engine.evaluator import Calibration, Evaluation, calibrate, evaluate_set, infer
 from engine.inputs import LabelledSet, known_masks
-from engine.trainer import Judge, Objectives
+from engine.log import RunLog
+from engine.trainer import Judge, Objectives, Watch
+from engine.watch import watcher
 from models import build_detector
 from models.backbones.weights import load_weights
 from models.detector import Detector
@@ -243,6 +245,17 @@ def test_judge(detector: Detector, test: LabelledSet, config: Config) -> Judge |
         return wanted
 
     return judge
+
+
+def test_watcher(
+    detector: Detector, test: LabelledSet, config: Config, log: RunLog, every: int
+) -> Watch:
+    """Return what draws the state of a training every so many epochs, with test metrics if any."""
+
+    def evaluate(calibration: Calibration) -> Evaluation:
+        return evaluate_test(detector, test, config, calibration, allow_missing_masks=True)
+
+    return watcher(detector, config, log, every, test.records, evaluate)
 
 
 def training_objectives(detector: Detector, config: Config) -> Objectives | None:

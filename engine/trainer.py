@@ -27,6 +27,8 @@ Objectives = Callable[[list[Tensor], Rng, Part], Iterable[tuple[Tensor, Tensor]]
 # From epoch, training and held-out images to values to maximise, first one first, by the checkpoint
 # that follows them; empty if there are none this epoch.
 Judge = Callable[[int, Source, Source], Mapping[str, Sequence[float]]]
+# After an epoch, with training and held-out images; changes nothing.
+Watch = Callable[[int, Source, Source], None]
 
 
 @dataclass
@@ -80,10 +82,14 @@ class Trainer:
             self.scaler.load_state_dict(last.meta["scaler"])
         return True
 
-    def fit(self, train: Source, holdout: Source, judge: Judge | None = None) -> None:
+    def fit(
+        self, train: Source, holdout: Source, judge: Judge | None = None,
+        watch: Watch | None = None,
+    ) -> None:  # fmt: skip
         """Train to the last epoch or until patience runs out.
 
-        `best` follows the likelihood of the held-out images, unless `judge` decides it.
+        `best` follows the likelihood of the held-out images, unless `judge` decides it. `watch`
+        only looks on, at the end of every epoch.
         """
         progress, settings = self.progress, self.settings
         steps = len(self._batches(train, 1, 0)) * settings.sub_epochs
@@ -97,6 +103,8 @@ class Trainer:
                 loss = self._train_epoch(train, epoch, bar)
                 if self.team.leads:
                     self._finish_epoch(epoch, train, holdout, judge, loss, started)
+                    if watch is not None:
+                        watch(epoch, train, holdout)
                 progress.epoch = epoch
                 progress.best_epoch = int(self.team.leaders([progress.best_epoch])[0])
         if progress.epoch < settings.epochs:

@@ -17,14 +17,14 @@ pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash
 SCRIPTS = ("quickstart.sh", "runtests.sh", "train.sh", ".ci/run")
 REQUIREMENTS = (
     "requirements.txt", "requirements-dev.txt", "requirements-onnx.txt",
-    "requirements-openvino.txt", "requirements-visualdl.txt", "requirements-service.txt",
-    "requirements-torch.txt",
+    "requirements-openvino.txt", "requirements-visualdl.txt", "requirements-tensorboard.txt",
+    "requirements-service.txt", "requirements-torch.txt",
 )  # fmt: skip
 # What a package is imported as, where that is not its name.
 IMPORTED_AS = {
     "paddlepaddle": "paddle", "opencv-python-headless": "cv2", "pillow": "PIL", "pyyaml": "yaml",
     "scikit-learn": "sklearn", "scikit-image": "skimage", "python-multipart": "python_multipart",
-    "prometheus-client": "prometheus_client",
+    "prometheus-client": "prometheus_client", "tensorboardx": "tensorboardX",
 }  # fmt: skip
 # Modules of packages that are imported with the one that brings them.
 BROUGHT_BY = {"starlette": "fastapi", "pydantic": "fastapi", "hypothesis": "schemathesis"}
@@ -414,7 +414,7 @@ def test_requirements_are_what_is_imported(repo: Path) -> None:
     }  # fmt: skip
     assert listed - imported == set(), "listed, but imported nowhere"
     assert imported - listed - extras == set(), "imported, but listed nowhere"
-    assert "visualdl" in imported
+    assert {"visualdl", "tensorboardX"} <= imported
 
 
 def test_dev_requirements_are_what_the_tests_import(repo: Path) -> None:

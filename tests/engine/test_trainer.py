@@ -590,42 +590,6 @@ def test_logging_every_few_steps(parts):
     assert [event["step"] for event in events(trainer.folder, "step")] == [3, 4]
 
 
-def test_visualdl_is_named_where_it_is_missing(run, data, monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, "visualdl", None)
-    before = weights(run)
-    with pytest.raises(UserError, match=r"pip install -r requirements-visualdl\.txt"):
-        train_tiny(data, run.parent, "--use_vdl", "--overwrite")
-    assert weights(run) == before
-
-
-def test_visualdl_gets_every_number(data, tmp_path, monkeypatch):
-    import sys
-    import types
-
-    drawn: list[tuple[str, float, int]] = []
-
-    class LogWriter:
-        def __init__(self, logdir: str) -> None:
-            self.logdir = logdir
-
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            drawn.append((name, value, step))
-
-        def close(self) -> None:
-            drawn.append((self.logdir, 0, 0))
-
-    module = types.ModuleType("visualdl")
-    module.LogWriter = LogWriter  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "visualdl", module)
-    run = train_tiny(data, tmp_path / "exp", "--use_vdl")
-    assert drawn[-1][0] == str(run / "vdl")
-    curves = {name: [v for n, v, _ in drawn if n == name] for name, _, _ in drawn}
-    assert curves["step/loss"] == [event["loss"] for event in events(run, "step")]
-    assert curves["epoch/holdout_nll"] == [e["holdout_nll"] for e in events(run, "epoch")]
-
-
 # --- settings
 
 
