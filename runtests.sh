@@ -5,7 +5,7 @@ set -euo pipefail
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")"
 
 bash quickstart.sh --install requirements-dev.txt requirements-onnx.txt requirements-openvino.txt \
-    requirements-service.txt
+    requirements-service.txt requirements-gradio.txt requirements-tensorboard.txt
 bash quickstart.sh --install requirements-torch.txt > .venv/torch.log 2>&1 ||
     echo "PyTorch's CPU build is not to be had here (see .venv/torch.log): tests use the stored files"
 python=.venv/bin/python

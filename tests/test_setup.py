@@ -18,7 +18,7 @@ SCRIPTS = ("quickstart.sh", "runtests.sh", "train.sh", ".ci/run")
 REQUIREMENTS = (
     "requirements.txt", "requirements-dev.txt", "requirements-onnx.txt",
     "requirements-openvino.txt", "requirements-visualdl.txt", "requirements-tensorboard.txt",
-    "requirements-service.txt", "requirements-torch.txt",
+    "requirements-service.txt", "requirements-gradio.txt", "requirements-torch.txt",
 )  # fmt: skip
 # What a package is imported as, where that is not its name.
 IMPORTED_AS = {
@@ -333,7 +333,7 @@ def test_runtests_goes_on_without_pytorch(checkout: Checkout) -> None:
     result = checkout.run("runtests.sh")
     assert result.returncode == 0
     assert line not in result.stdout
-    assert len(checkout.called("-m pip install")) == 6
+    assert len(checkout.called("-m pip install")) == 8
     (checkout.root / ".venv/installed-requirements-torch.txt").unlink()
     result = checkout.run("runtests.sh", FAKE_LACKS="torch==")
     assert result.returncode == 0, result.stderr
@@ -414,7 +414,7 @@ def test_requirements_are_what_is_imported(repo: Path) -> None:
     }  # fmt: skip
     assert listed - imported == set(), "listed, but imported nowhere"
     assert imported - listed - extras == set(), "imported, but listed nowhere"
-    assert {"visualdl", "tensorboardX"} <= imported
+    assert {"visualdl", "tensorboardX", "gradio"} <= imported
 
 
 def test_dev_requirements_are_what_the_tests_import(repo: Path) -> None:
@@ -425,7 +425,8 @@ def test_dev_requirements_are_what_the_tests_import(repo: Path) -> None:
     optional = {m for name in REQUIREMENTS[2:] for m in _modules(_packages(repo / name))}
     listed = {m for name in development for m in _modules(_packages(repo / name))}
     run_time = _modules(_packages(repo / "requirements.txt"))
-    assert listed - imported == {"ruff", "mypy", "pytest-xdist"}
+    tools = {"ruff", "mypy", "pytest-xdist", "nbclient", "ipykernel"}  # the last two by docs/
+    assert listed - imported == tools
     assert imported - listed - run_time - optional == set()
 
 

@@ -36,7 +36,11 @@ def test_frames_times_and_sizes(tmp_path: Path) -> None:
     assert write_gif(target, files) == 3
     assert [path.name for path in target.parent.iterdir()] == ["bottle.gif"]
     with Image.open(target) as image:
-        assert (image.size, image.n_frames, image.info["loop"]) == ((90, 40), 3, 0)
+        assert (image.size, sum(1 for _ in ImageSequence.Iterator(image)), image.info["loop"]) == (
+            (90, 40),
+            3,
+            0,
+        )
         for number in range(3):
             image.seek(number)
             assert image.info["duration"] == 1000
