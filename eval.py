@@ -31,11 +31,15 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     cli.add_high_precision(parser)
     parser.add_argument("--eval-size", choices=("input", "256", "original"))
     cli.add_flag(parser, "--allow-missing-masks", "pixel metrics without unmasked images")
+    cli.add_flag(parser, "--binned", "pixel metrics in bins: for sets whose maps fill the memory")
     parser.add_argument("--markdown", metavar="FILE", help="also write the table as Markdown")
     cli.add_flag(parser, "--report", "also write report.html, all in one file")
     parser.add_argument("--device", default="auto", help="auto, cpu, gpu or gpu:N")
     parser.add_argument("-o", action="append", default=[], metavar="section.key=value")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.binned and args.report:
+        parser.error("--report: shows maps, which --binned does not keep; leave one of both out")
+    return args
 
 
 def main(argv: Sequence[str] | None) -> int:
@@ -104,8 +108,9 @@ def evaluate_category(
     calibration = session.for_evaluation(calibration, config)
     started = time.perf_counter()
     evaluation = session.evaluate_test(
-        detector, test, config, calibration, allow_missing_masks=args.allow_missing_masks
-    )
+        detector, test, config, calibration, allow_missing_masks=args.allow_missing_masks,
+        binned=args.binned,
+    )  # fmt: skip
     cost = {
         "seconds": round(time.perf_counter() - started, 3), "memory_mb": runtime.peak_memory(),
     }  # fmt: skip

@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None) -> int:
         drift=watch_drift(stored.nll if stored else None, args),
     )  # fmt: skip
     print(f"image {image.describe()}")
-    network = partial(run, detector)
+    network = partial(run, detector, extract=detector.extractor(len(paths)))
     reader = PhotoReader(config.model.input_size, config.data.resize)
     batch_size = args.batch_size or config.eval.batch_size
     if tiling:

@@ -19,4 +19,4 @@ check() {
 check ruff check .
 check ruff format --check .
 check mypy
-check pytest -q -n 2 --dist loadfile ${1+"$@"}
+check pytest -q -n 2 --dist loadfile --no-loadscope-reorder ${1+"$@"}

@@ -44,6 +44,7 @@ gpus=$(echo "$gpus" | tr , ' ')
 gpu_count=$(echo "$gpus" | wc -w)
 [ -n "$jobs" ] || jobs=$((gpu_count > 1 ? gpu_count : 1))
 case "$jobs" in "" | 0 | *[!0-9]*) fail "--jobs $jobs: must be a whole number from 1" ;; esac
+[ "$jobs" -eq 1 ] || export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}" # cores are for the jobs
 
 work=$(mktemp -d) || exit 1
 trap 'rm -rf -- "$work"' EXIT

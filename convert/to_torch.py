@@ -91,7 +91,7 @@ def state_dict(backbone: Backbone, flow: Flow, config: Config) -> dict[str, np.n
     is_cflow = isinstance(config.model, CFlowModel)
     encoder = "encoder.feature_extractor." if is_cflow else "feature_extractor."
     root = "decoders" if is_cflow else "fast_flow_blocks"
-    state = {encoder + name: array for name, array in _backbone(backbone).items()}
+    state = {encoder + name: array for name, array in backbone_state(backbone).items()}
     own = {name: value.numpy() for name, value in flow.state_dict().items()}
     for name, array in own.items():
         if name.startswith("norms."):
@@ -126,7 +126,7 @@ def _shaped(name: str, array: np.ndarray, is_cflow: bool) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _backbone(backbone: Backbone) -> dict[str, np.ndarray]:
+def backbone_state(backbone: Backbone) -> dict[str, np.ndarray]:
     """Return the weights of a backbone in timm's names, matrices as (outputs, inputs)."""
     state = {}
     for name, value in backbone.state_dict().items():

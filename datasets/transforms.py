@@ -1,4 +1,4 @@
-"""Records to network inputs and ground-truth masks."""
+"""Records to pixels and ground-truth masks."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -7,17 +7,17 @@ import numpy as np
 
 from datasets.records import Record
 from utils.errors import UserError
-from utils.image import Size, image_size, read_image, read_mask, resize_mask, to_input
+from utils.image import Size, image_size, read_image, read_mask, resize_mask, to_pixels
 
 
-def load_inputs(
+def load_pixels(
     records: Sequence[Record], size: Size, method: str = "pil", workers: int = 1
 ) -> np.ndarray:
-    """Read the images of all records into one (B, 3, H, W) float32 batch, in `workers` threads."""
-    batch = np.empty((len(records), 3, *size), np.float32)
+    """Read the images of all records into one (B, 3, H, W) uint8 batch, in `workers` threads."""
+    batch = np.empty((len(records), 3, *size), np.uint8)
 
     def fill(index: int) -> None:
-        batch[index] = to_input(read_image(records[index].path), size, method)
+        batch[index] = to_pixels(read_image(records[index].path), size, method)
 
     with ThreadPoolExecutor(max(workers, 1)) as pool:
         list(pool.map(fill, range(len(records))))

@@ -172,11 +172,12 @@ def real_images(config: "Config", root: str | None, name: str) -> np.ndarray:
     """Return up to `IMAGES` images (B, 3, H, W), spread over test and training images."""
     from datasets.folder import find_category
     from engine.inputs import image_reader
+    from utils.image import to_unit
 
     category = find_category(Path(root or config.data.root), name)
     records = [*category.test, *category.train]
     chosen = np.unique(np.linspace(0, len(records) - 1, IMAGES).round().astype(int))
-    return image_reader(records, config)(chosen)[0]
+    return to_unit(image_reader(records, config)(chosen)[0])
 
 
 if __name__ == "__main__":

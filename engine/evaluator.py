@@ -11,6 +11,7 @@ import paddle
 from engine.batches import Source, in_order
 from metrics import threshold as thresholds
 from metrics.acontrario import AContrario
+from metrics.binned import BinnedPixels
 from metrics.drift import NormalNll
 from metrics.nfa import calibrate as fit_nulls
 from metrics.nfa import standard_nulls
@@ -20,6 +21,7 @@ from utils.config import Config
 from utils.errors import UserError
 from utils.predictions import Output, joined
 
+Extract = Callable[[paddle.Tensor], list[paddle.Tensor]]
 ReadMask = Callable[[int], np.ndarray | None]  # image -> (H, W) bool; None: not known
 
 
@@ -77,10 +79,15 @@ class Calibration:
         return cls(image, pixel, (float(low), float(high)), nfa, nll)
 
 
-def run(detector: paddle.nn.Layer, images: np.ndarray) -> Output:
-    """Return what the detector says of images (B, 3, H, W) in [0, 1]."""
+def run(
+    detector: paddle.nn.Layer, images: np.ndarray, extract: Extract | None = None
+) -> Output:  # fmt: skip
+    """Return what the detector says of images (B, 3, H, W) in [0, 1].
+
+    `extract` gives their features: a faster way to those of the detector.
+    """
     with paddle.no_grad():
-        return _output(detector(paddle.to_tensor(images)))
+        return _output(detector.score((extract or detector.features)(paddle.to_tensor(images))))
 
 
 def _output(tensors: Sequence[paddle.Tensor]) -> Output:
@@ -211,11 +218,17 @@ def evaluate_set(
     *,
     calibration: Calibration | None,
     allow_missing_masks: bool = False,
+    binned: bool = False,
 ) -> Evaluation:
     """Return all metrics of a labelled test set from its outputs, in order.
 
-    Maps are resized to the masks: the size of a mask decides where pixels are compared.
+    Maps are resized to the masks: the size of a mask decides where pixels are compared. `binned`
+    keeps no map, so that a set of any size fits; see `metrics.binned`.
     """
+    if binned:
+        return _evaluate_binned(
+            outputs, labels, read_mask, names, calibration, allow_missing_masks=allow_missing_masks
+        )
     maps: list[np.ndarray] = []
     nfa: list[np.ndarray] = []
     masks: list[np.ndarray | None] = []
@@ -243,10 +256,54 @@ def evaluate_set(
     )
     by_nfa = calibration is not None and calibration.image.policy == "nfa"
     deciding = [float(value) for value in ([m.max() for m in nfa] if by_nfa else scores)]
-    verdicts: list[bool | None] = [None] * len(labels)
-    if calibration is not None:
-        verdicts = [is_defective(value, calibration.image) for value in deciding]
+    verdicts = _verdicts(deciding, calibration)
     return Evaluation(metrics, scores, verdicts, deciding, Pixels(maps, masks, nfa))
+
+
+def _verdicts(deciding: list[float], calibration: Calibration | None) -> list[bool | None]:
+    if calibration is None:
+        return [None] * len(deciding)
+    return [is_defective(value, calibration.image) for value in deciding]
+
+
+def _evaluate_binned(
+    outputs: Iterable[tuple[np.ndarray, Output]],
+    labels: Sequence[int],
+    read_mask: ReadMask,
+    names: Sequence[str],
+    calibration: Calibration | None,
+    *,
+    allow_missing_masks: bool,
+) -> Evaluation:
+    if calibration is not None and "nfa" in (calibration.image.policy, calibration.pixel.policy):
+        raise UserError("--binned: thresholds of policy nfa need whole maps; leave it out")
+    pixels = BinnedPixels(None if calibration is None else calibration.pixel)
+    scores = np.empty(len(labels), np.float32)
+    unknown: list[str] = []
+    for indices, output in outputs:
+        scores[indices] = output.scores
+        for anomaly_map, index in zip(output.maps, indices.tolist(), strict=True):
+            mask = read_mask(index)
+            if mask is None and labels[index]:
+                unknown.append(names[index])
+            else:
+                size = anomaly_map.shape if mask is None else mask.shape
+                pixels.add(_resized(anomaly_map, size), mask, names[index])
+    metrics = evaluate(
+        scores, labels, image_threshold=None if calibration is None else calibration.image,
+        names=names,
+    )  # fmt: skip
+    if unknown and not allow_missing_masks:
+        reason = f"no ground-truth mask for {len(unknown)} images ({unknown[0]}, …)"
+        metrics = metrics.with_pixels(dict.fromkeys(pixels.metrics().values, reason))
+    else:
+        found = pixels.metrics()
+        limits = ", ".join(f"{name} {bound:.1g}" for name, bound in found.bounds.items())
+        warnings = [f"binned: the exact values differ by at most {limits}"] if limits else []
+        metrics = metrics.with_pixels(found.values, warnings)
+    deciding = [float(score) for score in scores]
+    verdicts = _verdicts(deciding, calibration)
+    return Evaluation(metrics, scores, verdicts, deciding, Pixels([], [], []))
 
 
 def _resized(anomaly_map: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

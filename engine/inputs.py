@@ -10,13 +10,14 @@ import cv2
 import numpy as np
 import paddle
 from numpy.typing import ArrayLike
+from paddle import Tensor
 from tqdm import tqdm
 
 from datasets import extracted
 from datasets.feature_cache import FeatureCache, cache_key
 from datasets.folder import find_categories, find_category, is_category, split_holdout
 from datasets.records import DEFECTIVE, NORMAL, UNKNOWN, Category, Record
-from datasets.transforms import load_inputs, load_masks
+from datasets.transforms import load_masks, load_pixels
 from engine.batches import Augment, Read, Source, in_order, read_ahead
 from utils.config import Config
 from utils.errors import UserError
@@ -119,16 +120,21 @@ def image_source(records: Sequence[Record], config: Config, detector: paddle.nn.
     turn = rotation(config.data.rotation) if config.data.rotation else None
     extract = detector.extractor(len(records))
     reader = image_reader(records, config)
-    return Source(len(records), reader, lambda arrays: extract(arrays[0]), turn)
+    return Source(len(records), reader, lambda arrays: extract(_unit(arrays[0])), turn)
+
+
+def _unit(pixels: Tensor) -> Tensor:
+    """Bring pixels from 0..255 to [0, 1]: on the device, which gets a quarter of the bytes."""
+    return pixels.astype("float32") / 255.0
 
 
 def image_reader(records: Sequence[Record], config: Config) -> Read:
-    """Return a function from indices (B,) to [images (B, 3, H, W) in [0, 1]]."""
+    """Return a function from indices (B,) to [images (B, 3, H, W) uint8]."""
 
     def read(indices: np.ndarray) -> list[np.ndarray]:
         chosen = [records[i] for i in indices]
         data = config.data
-        return [load_inputs(chosen, config.model.input_size, data.resize, max(data.workers, 1))]
+        return [load_pixels(chosen, config.model.input_size, data.resize, max(data.workers, 1))]
 
     return read
 
@@ -266,5 +272,5 @@ def extract_batches(
     extract = detector.extractor(sum(map(len, batches)))
     for (batch,) in tqdm(read_ahead(batches, read), "extract features", len(batches), disable=None):
         with paddle.no_grad():
-            maps = extract(paddle.to_tensor(batch))
+            maps = extract(_unit(paddle.to_tensor(batch)))
         yield [level.numpy() for level in maps]

@@ -171,11 +171,23 @@ def evaluate_test(
     calibration: Calibration | None,
     *,
     allow_missing_masks: bool = False,
+    binned: bool = False,
 ) -> Evaluation:
-    """Return what labelled test images give; `UserError` if there are none."""
+    """Return what labelled test images give; `UserError` if there are none.
+
+    `binned` keeps no map in memory.
+    """
     if not test.records:
         raise UserError("no labelled test images: put them into test/good and test/<defect>")
-    masks, differing = known_masks(test.records, config)
+    if binned and config.eval.norm != "calibrated":
+        raise UserError(f"--binned: eval.norm {config.eval.norm} keeps all maps; leave one out")
+    masks, differing = ([], 0) if binned else known_masks(test.records, config)
+
+    def read_mask(index: int) -> np.ndarray | None:
+        if not binned:
+            return masks[index]
+        return known_masks([test.records[index]], config)[0][0]
+
     if config.eval.norm == "calibrated":
         batches = in_order(test.source.count, config.eval.batch_size)
         outputs = infer(detector, test.source, batches)
@@ -183,8 +195,8 @@ def evaluate_test(
         calibration = None  # thresholds are made for calibrated scores
         outputs = iter([_relative_output(detector, test.source, config)])
     found = evaluate_set(
-        outputs, test.labels, masks.__getitem__, [str(r.path) for r in test.records],
-        calibration=calibration, allow_missing_masks=allow_missing_masks,
+        outputs, test.labels, read_mask, [str(r.path) for r in test.records],
+        calibration=calibration, allow_missing_masks=allow_missing_masks, binned=binned,
     )  # fmt: skip
     if differing:
         found.metrics.warnings.append(f"{differing} mask(s) resized to the size of their images")

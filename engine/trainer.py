@@ -174,7 +174,8 @@ class Trainer:
         self.team.idle = part.share == 0
         with paddle.amp.auto_cast(enable=self.settings.amp):
             for loss, value in self.objectives(features, rng, part):
-                of_all, logged = self.team.total([loss.item(), value.item()])
+                numbers = paddle.stack([loss.astype("float32"), value.astype("float32")])
+                of_all, logged = self.team.total(numbers.tolist())  # waits for a GPU, once
                 if not math.isfinite(of_all):
                     step = self.progress.step + 1
                     self._explain(features, f"loss is {of_all} at epoch {epoch}, step {step}")

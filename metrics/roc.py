@@ -139,6 +139,8 @@ def checked(scores: ArrayLike, labels: ArrayLike) -> tuple[NDArray, NDArray[np.b
 
 def check_finite(values: NDArray, what: str) -> NDArray:
     """Return `values`; a UserError that counts what is NaN or infinite in `what`."""
+    if not values.size or (np.isfinite(values.min()) and np.isfinite(values.max())):
+        return values  # soon told, for both are NaN if any value is
     broken = values.size - np.count_nonzero(np.isfinite(values))
     if broken:
         raise UserError(

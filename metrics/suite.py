@@ -1,6 +1,6 @@
 """All metrics of one test set in one call, with the reason wherever one is undefined."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,6 +48,13 @@ class Metrics:
     reasons: dict[str, str]
     warnings: list[str]
     curves: dict[str, Curve] = field(default_factory=dict)
+
+    def with_pixels(
+        self, values: Mapping[str, float | str], warnings: Sequence[str] = ()
+    ) -> "Metrics":
+        """Return these with pixel metrics, or reasons for want of them, from elsewhere."""
+        known = {name: self.reasons.get(name, value) for name, value in self.values.items()}
+        return _split(known | dict(values), [*self.warnings, *warnings], self.curves)
 
 
 def evaluate(

@@ -249,10 +249,17 @@ def is_defective(
 ) -> bool | NDArray[np.bool_]:
     """Return score > threshold for a number or an array; a tie is normal, NaN a UserError."""
     value = threshold.value if isinstance(threshold, Threshold) else threshold
-    # float64, or numpy rounds the threshold to float32 scores and decides ties by that rounding
-    scores = np.asarray(score, dtype=np.float64)
-    verdict = check_finite(scores, "scores") > value
+    scores = check_finite(np.asarray(score), "scores")
+    # numpy would round the threshold to float32 scores, and decide ties by that rounding
+    verdict = scores > (_floor(value) if scores.dtype == np.float32 else np.float64(value))
     return verdict if scores.ndim else bool(verdict)
+
+
+def _floor(value: float) -> np.float32:
+    """Return the largest float32 that is not above a number: as many float32 exceed both."""
+    with np.errstate(over="ignore"):
+        nearest = np.float32(value)
+    return nearest if float(nearest) <= value else np.nextafter(nearest, np.float32(-np.inf))
 
 
 def _percentile_policy(q: float) -> str:

@@ -13,6 +13,8 @@ import numpy as np
 import paddle
 from paddle import Tensor, nn
 
+from utils import runtime
+
 from .flows import onednn
 
 Extract = Callable[[Tensor], list[Tensor]]
@@ -75,6 +77,7 @@ def _predictor(detector: nn.Layer, shape: list[int]) -> Any:
         paddle.jit.save(paddle.jit.to_static(layer, input_spec=[spec], full_graph=True), path)
         config = inference.Config(f"{path}.json", f"{path}.pdiparams")
         config.disable_gpu()
+        config.set_cpu_math_library_num_threads(runtime.threads())
         config.enable_mkldnn()
         config.enable_new_executor()
         config.disable_glog_info()

@@ -12,6 +12,13 @@ from tests.small_run import copy_bottle, export, train_tiny
 REPO = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("FLOWAD_SHARED", REPO.parent / "shared"))
 
+LONGEST = ("test_tutorial.py", "test_real_chain.py", "test_every_config.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that take longest, so that no worker is left alone with one."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(scope="session")
 def repo() -> Path:

@@ -12,13 +12,14 @@ import extract_features
 import train
 from datasets import extracted
 from datasets.folder import find_category
-from datasets.transforms import load_inputs
+from datasets.transforms import load_pixels
 from engine import checkpoint, session
 from engine.inputs import feature_guard
 from models.backbones import weights
 from tests.small_run import DEFECTS, PRESET, REPO, TINY, arguments, script, tiny_config, train_tiny
 from utils.config import Config, load
 from utils.errors import UserError
+from utils.image import to_unit
 
 
 def command(data: Path, out: Path, *more: str, preset: str = PRESET) -> list[str]:
@@ -53,7 +54,7 @@ def test_arrays_are_what_the_backbone_gives(data, features):
     detector, _ = session.new_detector(config, allow_random=False)
     for records, levels in ((category.train, found.train), (category.test, found.test)):
         with paddle.no_grad():
-            maps = detector.features(paddle.to_tensor(load_inputs(records, (64, 64))))
+            maps = detector.features(paddle.to_tensor(to_unit(load_pixels(records, (64, 64)))))
         for level, expected in zip(levels, maps, strict=True):
             np.testing.assert_allclose(level, expected.numpy(), rtol=1e-4, atol=1e-5)
     assert len(found.train[0]) == 8

@@ -12,6 +12,8 @@ from PIL import Image, ImageSequence
 
 import predict
 from engine import session
+from models import fast_backbone
+from models.flows import onednn
 from tests.small_run import REPO, copy_bottle, script, train_tiny
 from utils.errors import UserError
 
@@ -73,6 +75,26 @@ def test_a_folder(exp, photos, tmp_path, capsys):
     assert len({each["picture"] for each in found}) == 5
     assert all((tmp_path / "o" / each["picture"]).is_file() for each in found)
     assert len({round(each["score"], 6) for each in found}) == 1  # the same picture five times
+
+
+@pytest.mark.skipif(not onednn.is_usable(), reason="oneDNN is not to be had here")
+def test_many_images_go_through_the_fast_backbone(exp, photos, tmp_path, monkeypatch):
+    plain = predicted(exp, photos, tmp_path / "plain")
+    made = []
+    start = fast_backbone.FastBackbone._start
+
+    def started(self, images):
+        start(self, images)
+        made.append(self._predictor)
+
+    monkeypatch.setattr(fast_backbone, "WORTHWHILE", 3)
+    monkeypatch.setattr(fast_backbone.FastBackbone, "_start", started)
+    fast = predicted(exp, photos, tmp_path / "fast", "--batch_size", "2")
+    assert len(made) == 1
+    assert made[0] is not None
+    for ours, theirs in zip(fast, plain, strict=True):
+        assert ours["score"] == pytest.approx(theirs["score"], abs=1e-5)
+        assert ours["verdict"] == theirs["verdict"]
 
 
 @pytest.mark.parametrize(

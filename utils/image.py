@@ -108,8 +108,17 @@ def to_input(image: np.ndarray, size: Size, method: str = "pil") -> np.ndarray:
 
     Mean and standard deviation are subtracted inside the network.
     """
-    channels_first = resize(image, size, method).transpose(2, 0, 1)
-    return np.ascontiguousarray(channels_first, dtype=np.float32) / np.float32(255)
+    return to_unit(to_pixels(image, size, method))
+
+
+def to_pixels(image: np.ndarray, size: Size, method: str = "pil") -> np.ndarray:
+    """Resize (H, W, 3) uint8 and bring its channels to the front, (3, H, W) uint8."""
+    return np.ascontiguousarray(resize(image, size, method).transpose(2, 0, 1))
+
+
+def to_unit(pixels: np.ndarray) -> np.ndarray:
+    """Bring pixels from 0..255 to [0, 1] in float32."""
+    return pixels.astype(np.float32) / np.float32(255)
 
 
 def is_image(path: Path) -> bool:
@@ -202,7 +211,7 @@ def _to_rgb(image: Image.Image, name: object) -> np.ndarray:
         grey = _from_16_bit(np.asarray(image), name)
         return np.repeat(grey[:, :, None], 3, axis=2)
     image.info.pop("transparency", None)  # dropped like any alpha; Pillow would warn about it
-    return np.array(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _from_16_bit(values: np.ndarray, name: object) -> np.ndarray:

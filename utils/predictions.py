@@ -206,6 +206,7 @@ class Judge:
                 deciding = _of_size(nfa[0], size)
             if self.image_threshold.policy == "nfa":
                 decisive = nfa[1]
+        defective = is_defective(deciding, cut)
         result = {
             "score": score,
             "threshold": self.image_threshold.value,
@@ -213,10 +214,10 @@ class Judge:
             "pixel_threshold": cut,
             "map_mean": float(found.anomaly_map.mean(dtype=np.float64)),
             "map_max": float(found.anomaly_map.max()),
-            "regions": regions(deciding, cut),
+            "regions": regions(deciding, defective),
             **further,
         }
-        return Judged(result, full, is_defective(deciding, cut))
+        return Judged(result, full, defective)
 
 
 class PredictionWriter:

@@ -8,18 +8,30 @@ from importlib import metadata
 
 from utils.errors import UserError
 
+THREADS = "OMP_NUM_THREADS"  # environment variable of OpenMP; Paddle sets it to 1 on its import
+AUTOTUNE = "FLAGS_cudnn_exhaustive_search"
+MOST_THREADS = 8  # small tensors gain nothing from more
+_free = False  # whether the number of threads is ours to choose
+
 
 def prepare() -> None:
     """Silence what users cannot act on; call before Paddle is imported for the first time."""
+    global _free
+    _free = THREADS not in os.environ
     for message in ("No ccache found", "When training, we now always track global mean"):
         warnings.filterwarnings("ignore", message=message, category=UserWarning)
     os.environ.setdefault("GLOG_minloglevel", "2")
 
 
 def use_device(name: str) -> str:
-    """Select `cpu`, `gpu`, `gpu:N` or `auto` (a GPU if Paddle has one); return what is used."""
+    """Select `cpu`, `gpu`, `gpu:N` or `auto` (a GPU if Paddle has one); return what is used.
+
+    On a CPU all cores work, up to `MOST_THREADS`, unless the environment says how many.
+    """
     import paddle
 
+    if _free:  # OpenMP reads it at the first operation; before the import, Paddle would complain
+        os.environ[THREADS] = str(min(_cores(), MOST_THREADS))
     available = paddle.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     if name == "auto":
         name = "gpu" if available else "cpu"
@@ -36,7 +48,21 @@ def use_device(name: str) -> str:
         paddle.device.set_device(name)
     except ValueError as error:
         raise UserError(f"--device {name}: {' '.join(str(error).split())}") from None
+    if name != "cpu" and AUTOTUNE not in os.environ:
+        paddle.set_flags({AUTOTUNE: True})  # shapes stay the same, so a search pays
     return str(paddle.device.get_device())
+
+
+def threads() -> int:
+    """Return how many threads compute on a CPU."""
+    text = os.environ.get(THREADS, "1")
+    return int(text) if text.isdecimal() and int(text) else 1
+
+
+def _cores() -> int:
+    """Return the number of cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
+    return len(allowed(0)) if allowed else os.cpu_count() or 1
 
 
 def peak_memory() -> int | None:

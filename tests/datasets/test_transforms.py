@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from datasets.records import DEFECTIVE, NORMAL, UNKNOWN, Record
-from datasets.transforms import load_inputs, load_mask, load_masks
+from datasets.transforms import load_mask, load_masks, load_pixels
 from utils.errors import UserError
-from utils.image import read_image, to_input
+from utils.image import read_image, to_pixels
 
 
 @pytest.fixture
@@ -24,15 +24,17 @@ def records(tmp_path: Path) -> list[Record]:
 
 @pytest.mark.parametrize("method", ["pil", "cv2"])
 def test_batch_agrees_with_the_one_resize(records: list[Record], method: str) -> None:
-    expected = np.stack([to_input(read_image(r.path), (6, 9), method) for r in records])
+    expected = np.stack([to_pixels(read_image(r.path), (6, 9), method) for r in records])
     for workers in (1, 4):
-        np.testing.assert_array_equal(load_inputs(records, (6, 9), method, workers), expected)
+        found = load_pixels(records, (6, 9), method, workers)
+        assert found.dtype == np.uint8
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_error_in_a_thread_reaches_the_caller(records: list[Record], tmp_path: Path) -> None:
     (tmp_path / "bad.png").write_bytes(b"no image")
     with pytest.raises(UserError, match=r"bad\.png"):
-        load_inputs([*records, Record(tmp_path / "bad.png", NORMAL, "good")], (4, 4), workers=3)
+        load_pixels([*records, Record(tmp_path / "bad.png", NORMAL, "good")], (4, 4), workers=3)
 
 
 def _defective(folder: Path, image_size: tuple[int, int], *masks: np.ndarray) -> Record:

@@ -25,6 +25,7 @@ from tests.small_run import (
 )
 from utils.config import Config
 from utils.errors import UserError
+from utils.image import to_unit
 
 
 def about(folder: Path) -> dict:
@@ -83,9 +84,9 @@ def test_images_to_compare_on_are_spread_over_all(data):
     from engine.inputs import image_reader
 
     read = image_reader([*category.test, *category.train], config)
-    np.testing.assert_array_equal(chosen[0], read(np.array([0]))[0][0])
+    np.testing.assert_array_equal(chosen[0], to_unit(read(np.array([0]))[0][0]))
     last = len(category.test) + len(category.train) - 1
-    np.testing.assert_array_equal(chosen[-1], read(np.array([last]))[0][0])
+    np.testing.assert_array_equal(chosen[-1], to_unit(read(np.array([last]))[0][0]))
 
 
 def test_few_images_are_enough(data, tmp_path):

@@ -232,6 +232,41 @@ def test_each_map_is_compared_with_its_own_mask():
     assert metrics.values["miou"] == pytest.approx((1 + 1 + 0 + 1) / 4)
 
 
+def test_binned_metrics_are_those_of_whole_maps_and_keep_none():
+    data, masks = scene()
+    wrong = [*masks[:2], masks[2][::-1], masks[3]]  # type: ignore[index]
+    whole, scores, verdicts = evaluated(data, wrong)
+    outputs = infer(Brightness(), source(data), in_order(4, 3))
+    found = evaluate_set(
+        outputs, LABELS, wrong.__getitem__, NAMES, calibration=CUTS, binned=True
+    )  # fmt: skip
+    assert found.pixels == ([], [], [])
+    np.testing.assert_array_equal(found.scores, scores)
+    assert found.verdicts == verdicts
+    assert set(found.metrics.values) == set(whole.values)
+    for name, value in found.metrics.values.items():
+        if name != "miou_oracle":
+            assert value == pytest.approx(whole.values[name], abs=2e-3), name
+    assert set(found.metrics.reasons) == {"miou_oracle"}
+    (warning,) = found.metrics.warnings
+    assert warning.startswith("binned: the exact values differ by at most pixel_auroc ")
+
+
+def test_binned_metrics_without_masks_are_undefined_or_leave_images_out():
+    data, masks = scene()
+    options = {"calibration": CUTS, "binned": True}
+    metrics, _, _ = evaluated(data, [*masks[:3], None], **options)
+    assert "photo 3" in metrics.reasons["pixel_auroc"]
+    metrics, _, _ = evaluated(data, [*masks[:3], None], allow_missing_masks=True, **options)
+    assert metrics.values["pixel_auroc"] == pytest.approx(1.0, abs=2e-3)
+
+
+def test_binned_metrics_refuse_thresholds_that_need_whole_maps():
+    by_nfa = Calibration(Threshold(0.0, "nfa"), Threshold(0.0, "nfa"), (0.0, 1.0))
+    with pytest.raises(UserError, match="--binned: thresholds of policy nfa"):
+        evaluated(*scene(), calibration=by_nfa, binned=True)
+
+
 def test_missing_masks():
     data, masks = scene()
     metrics, _, _ = evaluated(data, [*masks[:3], None])

@@ -53,6 +53,20 @@ def test_without_the_flag_there_is_no_report(exp, data):
     assert not (exp / "bottle/report.html").exists()
 
 
+def test_binned_metrics_by_the_command_line(exp, data, capsys):
+    whole, _ = reported(exp, data)
+    assert evaluation.main(["--exp_dir", str(exp), "--data", str(data), "--binned"]) == 0
+    assert "warning: bottle: binned: the exact values differ by at most" in capsys.readouterr().out
+    row = json.loads((exp / "bottle/results.json").read_text(encoding="utf-8"))["rows"][0]
+    assert row["images"] == whole["images"]
+    for name in ("image_auroc", "miou", "pro", "pixel_f1"):
+        assert row["metrics"][name] == whole["metrics"][name], name
+    assert row["metrics"]["pixel_auroc"] == pytest.approx(whole["metrics"]["pixel_auroc"], abs=1e-3)
+    with pytest.raises(SystemExit):
+        evaluation.main(["--exp_dir", str(exp), "--binned", "--report"])
+    assert "leave one of both out" in capsys.readouterr().err
+
+
 def test_the_row_says_what_it_rests_on(exp, data):
     row, _ = reported(exp, data)
     calibration = json.loads((exp / "bottle/best/meta.json").read_text())["calibration"]

@@ -108,6 +108,13 @@ def test_a_tie_is_normal():
     assert is_defective(np.float32(0.1), 0.1)
     assert is_defective(scores, 0.1)[0]
     assert type(is_defective(np.float32(0.1), 0.1)) is bool
+    value = float(np.float32(0.1))
+    below = float(np.nextafter(value, 0))  # in float64: float32 has no number between
+    for array in (np.full((2, 2), 0.1, np.float32), np.full((2, 2), value)):
+        assert not is_defective(array, value).any()
+        assert is_defective(array, below).all()
+    assert is_defective(np.array([3e38], np.float32), 1e300).tolist() == [False]
+    assert is_defective(np.array([-3e38], np.float32), -1e300).tolist() == [True]
 
 
 def test_a_broken_score_has_no_verdict():

@@ -1,5 +1,6 @@
 """Devices and versions."""
 
+import os
 import subprocess
 import sys
 
@@ -46,11 +47,64 @@ def test_a_device_number_that_does_not_exist(monkeypatch):
         runtime.use_device("gpu:7")
 
 
+@pytest.mark.parametrize("chosen", ["", "0"])
+def test_a_gpu_searches_its_convolutions_unless_told_not_to(monkeypatch, chosen):
+    flags: dict[str, bool] = {}
+    monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
+    monkeypatch.setattr(paddle.device.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(paddle.device, "set_device", lambda name: None)
+    monkeypatch.setattr(paddle, "set_flags", flags.update)
+    monkeypatch.delenv(runtime.AUTOTUNE, raising=False)
+    if chosen:
+        monkeypatch.setenv(runtime.AUTOTUNE, chosen)
+    runtime.use_device("gpu")
+    assert flags == ({} if chosen else {runtime.AUTOTUNE: True})
+
+
 def test_versions():
     versions = runtime.versions()
     assert versions["python"].startswith("3.")
     assert versions.get("paddlepaddle") or versions.get("paddlepaddle-gpu")
     assert versions["numpy"]
+
+
+def started(repo, code: str, **environment: str) -> str:
+    """Return what a fresh process prints that selects the CPU first; it must not complain."""
+    start = "from utils import runtime; runtime.prepare(); runtime.use_device('cpu'); "
+    variables = {k: v for k, v in os.environ.items() if k != runtime.THREADS} | environment
+    done = subprocess.run(
+        [sys.executable, "-c", start + code], cwd=repo, env=variables, capture_output=True,
+        text=True, check=True,
+    )  # fmt: skip
+    assert "WARNING" not in done.stderr or environment
+    return done.stdout.strip()
+
+
+BUSY = """
+import time, paddle
+a = paddle.randn([3000, 512])
+b = paddle.randn([512, 512])
+wall, busy = time.perf_counter(), time.process_time()
+for _ in range(30):
+    paddle.matmul(a, b)
+wall, busy = time.perf_counter() - wall, time.process_time() - busy
+print(runtime.threads(), busy / wall)
+"""
+
+
+def test_all_cores_compute_unless_the_environment_says_otherwise(repo):
+    cores = min(runtime._cores(), runtime.MOST_THREADS)
+    free, one = started(repo, BUSY).split(), started(repo, BUSY, OMP_NUM_THREADS="1").split()
+    assert (int(free[0]), int(one[0])) == (cores, 1)
+    assert float(one[1]) < 1.1
+    many = "runtime._cores = lambda: 64; runtime.use_device('cpu'); print(runtime.threads())"
+    assert started(repo, many) == str(runtime.MOST_THREADS)
+
+
+def test_a_number_of_threads_that_is_none(monkeypatch):
+    for text in ("", "many", "0", "2,1"):
+        monkeypatch.setenv(runtime.THREADS, text)
+        assert runtime.threads() == 1
 
 
 def test_paddle_is_imported_without_a_word(repo):
