@@ -1,21 +1,14 @@
-"""Time all metrics of one test set against scikit-learn and a threshold sweep, in one run.
-
-python -m benchmarks.bench_metrics
-"""
-
-import argparse
-import time
-from collections.abc import Callable
-from typing import Any
+"""Time all metrics of one test set, or scikit-learn and a sweep of thresholds for AUPRO."""
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from sklearn.metrics import average_precision_score, roc_auc_score
 
-from metrics.suite import Metrics, evaluate
+from benchmarks.measure import arguments, report
+from metrics.suite import evaluate
 
 LIMITS = (0.3, 0.05)
+THRESHOLDS = 200  # of the sweep; AUPRO by it is off by less than 20 / THRESHOLDS²
 
 
 def draw(images: int, size: int, seed: int = 0) -> tuple[NDArray, NDArray, NDArray]:
@@ -61,55 +54,33 @@ def _area(x: NDArray, y: NDArray, limit: float) -> float:
     return float(np.trapezoid(np.interp(grid, x, y), grid)) / limit
 
 
-def check_equal(ours: Metrics, theirs: dict[str, float], tolerance: float) -> None:
-    """Stop with a message unless both sides found the same; `tolerance` is for the sweep."""
-    for name, value in theirs.items():
-        difference = abs(ours.values[name] - value)
-        allowed = tolerance if name.startswith("aupro") else 1e-6
-        print(f"{name:12} {ours.values[name]:.6f}  baseline {value:.6f}  off by {difference:.1e}")
-        if not difference <= allowed:
-            raise SystemExit(f"{name} differs by more than {allowed:g}: the times mean nothing")
+def ours(maps: NDArray, masks: NDArray, labels: NDArray) -> dict[str, float]:
+    """Compute every metric of this package."""
+    return evaluate(maps.max(axis=(1, 2)), labels, maps, masks, 3.0, 1.0, LIMITS).values
 
 
-def timed(call: Callable[..., Any], *arguments: Any, repeat: int = 1) -> tuple[Any, float]:
-    """Return the result and the best wall time in seconds of `repeat` calls."""
-    best = np.inf
-    for _ in range(repeat):
-        start = time.perf_counter()
-        result = call(*arguments)
-        best = min(best, time.perf_counter() - start)
-    return result, best
+def theirs(maps: NDArray, masks: NDArray) -> dict[str, float]:
+    """Compute AUROC and average precision with scikit-learn, AUPRO with a sweep."""
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    truth, pixels = masks.ravel(), maps.ravel()
+    areas = sweep(maps, masks, THRESHOLDS)
+    return {
+        "pixel_auroc": float(roc_auc_score(truth, pixels)),
+        "pixel_ap": float(average_precision_score(truth, pixels)),
+        **{f"aupro_{limit:g}": area for limit, area in areas.items()},
+    }
 
 
 def main() -> None:
-    """Measure, check that the results agree, print times and ratio."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=83)
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--thresholds", type=int, default=200, help="of the baseline's sweep")
-    parser.add_argument("--repeat", type=int, default=3, help="calls of each; the best counts")
-    options = parser.parse_args()
-    maps, masks, labels = draw(options.images, options.size)
-    scores = maps.max(axis=(1, 2))
-    truth, pixels = masks.ravel(), maps.ravel()
-
-    ours, own_time = timed(
-        evaluate, scores, labels, maps, masks, 3.0, 1.0, LIMITS, repeat=options.repeat
-    )
-    auroc, auroc_time = timed(roc_auc_score, truth, pixels, repeat=options.repeat)
-    ap, ap_time = timed(average_precision_score, truth, pixels, repeat=options.repeat)
-    areas, sweep_time = timed(sweep, maps, masks, options.thresholds, repeat=options.repeat)
-
-    found = {"pixel_auroc": auroc, "pixel_ap": ap}
-    found |= {f"aupro_{limit:g}": area for limit, area in areas.items()}
-    check_equal(ours, found, tolerance=20 / options.thresholds**2)
-    baseline = auroc_time + ap_time + sweep_time
-    print(f"\n{options.images} maps of {options.size} x {options.size}, one process")
-    print(f"all metrics, this package        {own_time:7.3f} s")
-    print(f"AUROC, scikit-learn              {auroc_time:7.3f} s")
-    print(f"average precision, scikit-learn  {ap_time:7.3f} s")
-    print(f"AUPRO, {options.thresholds:4} thresholds           {sweep_time:7.3f} s")
-    print(f"baseline together                {baseline:7.3f} s = {baseline / own_time:.1f} times")
+    """Measure one side on <images>x<size>."""
+    options = arguments(__doc__)
+    images, size = map(int, options.case.split("x"))
+    maps, masks, labels = draw(images, size)
+    if options.side == "ours":
+        report(lambda: ours(maps, masks, labels), options.repeat)
+    else:
+        report(lambda: theirs(maps, masks), options.repeat)
 
 
 if __name__ == "__main__":

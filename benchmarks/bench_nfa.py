@@ -1,21 +1,15 @@
-"""Time the a-contrario test against a tree of Python objects, and count false alarms under H0.
+"""Time the a-contrario test, or the same with a tree of Python objects."""
 
-python -m benchmarks.bench_nfa
-"""
-
-import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import networkx as nx  # type: ignore[import-untyped]  # comes with scikit-image
 import numpy as np
 from numpy.typing import NDArray
-from scipy.ndimage import label
 from skimage.morphology import max_tree
 
-from benchmarks.bench_metrics import timed
+from benchmarks.measure import arguments, report
 from metrics.nfa import (
-    TESTS,
     Null,
     latent_energies,
     log_tail,
@@ -28,7 +22,7 @@ LAYOUTS = {  # per scale: channels, height, width of the latents
     "mcait 448": ((816, 28, 28), (192, 14, 14)),
     "resnet18 256": ((84, 64, 64), (80, 32, 32), (128, 16, 16)),
 }
-VARIANCES = (0.9, 1.0, 1.1)
+SIDE = 256  # of the score map
 Shapes = Sequence[tuple[int, int, int]]
 
 
@@ -101,11 +95,8 @@ def draw(shapes: Shapes, rng: np.random.Generator, gain: float = 3.0) -> list[ND
     return latents
 
 
-def race(shapes: Shapes, side: int, repeat: int) -> tuple[float, float]:
-    """Return the seconds from latents to score map, ours and those of the naive tree.
-
-    Stop with a message unless both give the same map.
-    """
+def score_maps(shapes: Shapes, side: int = SIDE) -> dict[str, Callable[[], NDArray]]:
+    """Return by side what goes from latents of these shapes to a map (side, side)."""
     latents = draw(shapes, np.random.default_rng(0))
     nulls = standard_nulls([shape[0] for shape in shapes])
 
@@ -120,60 +111,19 @@ def race(shapes: Shapes, side: int, repeat: int) -> tuple[float, float]:
             least = np.minimum(least, cv2.resize(log_p, (side, side)))
         return -(log_tests([energy.size for energy in energies]) + least)
 
-    score, time = timed(ours, repeat=10 * repeat)
-    expected, naive_time = timed(naive, repeat=repeat)
-    if not (np.allclose(score, expected, atol=1e-6) and (score > 0).any()):
-        raise SystemExit("the maps differ or detect nothing: the times mean nothing")
-    return time, naive_time
-
-
-def false_alarms(
-    shapes: Shapes, variance: float, images: int, *, tail: str = "upper", tests: str = "total",
-    seed: int = 0,
-) -> tuple[float, float, float]:  # fmt: skip
-    """Simulate images without defects: Gaussian latents, by their energies' χ² law.
-
-    Return the mean number of detected areas, the share of images with any, the highest score. Areas
-    are connected positions of the finest scale, to which the others are resized.
-    """
-    rng = np.random.default_rng(seed)
-    nulls = standard_nulls([shape[0] for shape in shapes])
-    areas, alarmed, highest = 0, 0, -np.inf
-    for _ in range(images):
-        energies = [variance * rng.chisquare(channels, size) for channels, *size in shapes]
-        score = tree_score(energies, nulls, energies[0].shape, tail=tail, tests=tests)
-        areas += int(label(score > 0)[1])
-        alarmed += bool((score > 0).any())
-        highest = max(highest, float(score.max()))
-    return areas / images, alarmed / images, highest
+    return {"ours": ours, "networkx tree": naive}
 
 
 def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=1000, help="simulated per setting")
-    parser.add_argument("--side", type=int, default=256, help="of the score map")
-    parser.add_argument("--repeat", type=int, default=3, help="naive calls; the best counts")
-    options = parser.parse_args()
-    for shapes in LAYOUTS.values():
-        for part in (shapes[:1], shapes):
-            time, naive_time = race(part, options.side, options.repeat)
-            text = " + ".join("x".join(map(str, shape)) for shape in part)
-            print(
-                f"{text:32} {1e3 * time:7.2f} ms, networkx {1e3 * naive_time:7.1f} ms = "
-                f"{naive_time / time:.0f} times"
-            )
-    print(f"\n{options.images} images of Gaussian latents: detected areas per image (bound: 1)")
-    settings = [("upper", tests, v) for tests in TESTS for v in VARIANCES]
-    for name, shapes in LAYOUTS.items():
-        for tail, tests, variance in [*settings, ("both", "total", 0.9)]:
-            mean, share, highest = false_alarms(
-                shapes, variance, options.images, tail=tail, tests=tests
-            )
-            print(
-                f"{name:12} tail {tail:5} tests {tests:7} variance {variance:.1f}: "
-                f"{mean:.3f} areas, {share:.1%} of images, highest -log10 NFA {highest:.1f}"
-            )
+    """Measure one side on the layout that the case names."""
+    options = arguments(__doc__)
+    score_map = score_maps(LAYOUTS[options.case])[options.side]
+
+    def call() -> dict[str, float]:
+        score = score_map()
+        return {"highest": float(score.max()), "lowest": float(score.min()), "mean": score.mean()}
+
+    report(call, options.repeat)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ DOCUMENTS = (
     "docs/commands.md",
     "docs/bring_your_own.md",
     "docs/engines.md",
+    "docs/performance.md",
     "docs/service.md",
     "docs/thresholds.md",
     "docs/troubleshooting.md",
@@ -137,7 +138,7 @@ def test_flags_in_running_text_exist(repo: Path) -> None:
         "deploy/export_model.py", "deploy/quantize.py", "deploy/infer.py", "deploy/serve.py",
         "utils/cli.py",
         "datasets/download.py",
-        "convert/backbone.py", "convert/detector.py", "utils/report.py",
+        "convert/backbone.py", "convert/detector.py", "utils/report.py", "benchmarks/run.py",
     ]  # fmt: skip
     flags = {"--install", "--help", "--master", "--nnodes"}  # the last two: Paddle's launcher
     for script in scripts:
