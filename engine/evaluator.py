@@ -86,8 +86,9 @@ def run(
 
     `extract` gives their features: a faster way to those of the detector.
     """
+    given = paddle.to_tensor(images)
     with paddle.no_grad():
-        return _output(detector.score((extract or detector.features)(paddle.to_tensor(images))))
+        return _output(detector(given) if extract is None else detector.score(extract(given)))
 
 
 def _output(tensors: Sequence[paddle.Tensor]) -> Output:
