@@ -1,1 +1,1 @@
-"""Speed and memory against baselines, each measured in one run."""
+"""Speed and memory beside others: `stages`, a `bench_` module for each, `peers` for theirs."""

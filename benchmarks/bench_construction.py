@@ -1,9 +1,10 @@
 """Time the construction of a large detector, and weigh its file of trained weights."""
 
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.measure import arguments, report_seconds, timed
+from benchmarks.measure import arguments, report_seconds, timed, trained_weights
 from models import build_detector
 from utils.config import load
 
@@ -12,19 +13,16 @@ REPO = Path(__file__).resolve().parent.parent
 
 def main() -> None:
     """Measure one side; there is nothing to warm up."""
-    from dataclasses import asdict
-
     import paddle
 
     options = arguments(__doc__)
     config = load(REPO / f"configs/{options.case}.yaml", ["model.input_size=256"])
     seconds, detector = timed(lambda: build_detector(asdict(config.model)))
-    trained = sum(int(p.size) for p in detector.flow.parameters() if not p.stop_gradient)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "model.pdparams"
         paddle.save(detector.head_state(), str(file))
         size = file.stat().st_size / 1e6
-    report_seconds(seconds, size, {"trained weights": trained})
+    report_seconds(seconds, size, {"trained weights": trained_weights(detector.flow)})
 
 
 if __name__ == "__main__":

@@ -70,7 +70,6 @@ def main() -> None:
     from utils.config import load
 
     preset, _, seed = options.case.partition(", seed ")
-    clock = Clock()
     with TemporaryDirectory() as name:
         folder = Path(name)
         overrides = [f"train.seed={seed}", f"data.root={root()}", f"data.cache_dir={folder}/cache"]

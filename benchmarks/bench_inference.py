@@ -1,11 +1,12 @@
 """Time an exported detector on batches of images, by the engine that the side names."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import arguments, report
+from benchmarks.measure import arguments, report, trained_weights
 
 REPO = Path(__file__).resolve().parent.parent
 FOLDER = REPO / "results/benchmarks_inference"
@@ -38,26 +39,28 @@ def prepare(folder: Path) -> None:
     from utils.config import load, override
     from utils.torch_file import write_torch
 
-    if (folder / "images.npy").is_file():
-        return
-    runtime.prepare()
     options = ["train.seed=0", "model.input_size=256", *OPTIONS.get(folder.name, ())]
     config = load(REPO / f"configs/{folder.name}.yaml", options).for_category("bottle")
     config = override(config, options)  # a category may have an input size of its own
+    done = folder / "prepared.txt"
+    if done.is_file() and done.read_text() == str(config):
+        return
+    runtime.prepare()
+    shutil.rmtree(folder, ignore_errors=True)
     detector = untrained_run(folder / "run/bottle", config)
     export(folder / "run", folder / "bundle", REPO / "lite_data", "--onnx", "-cat", "bottle")
     if folder.name in SAME_MAP:
         state = state_dict(detector.backbone, detector.flow, config)
         write_torch(folder / "anomalib.pt", state)
-    weights = (p for p in detector.flow.parameters() if not p.stop_gradient)
     backbone = detector.backbone
     np.save(folder / "normalisation.npy", [backbone.mean, backbone.std])
-    np.save(folder / "weights.npy", sum(int(p.size) for p in weights))
+    np.save(folder / "weights.npy", trained_weights(detector.flow))
     images = photographs(IMAGES, 256)
     with paddle.no_grad():
         features = detector.features(paddle.to_tensor(images))
     np.savez(folder / "features.npz", *(level.numpy() for level in features))
     np.save(folder / "images.npy", images)
+    done.write_text(str(config))
 
 
 def open_prepared(folder: Path) -> Any:

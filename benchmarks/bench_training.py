@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.measure import arguments, report_seconds
+from benchmarks.measure import arguments, report_seconds, trained_weights
 
 REPO = Path(__file__).resolve().parent.parent
 ROOTS = (REPO / "data", REPO.parent / "shared/data/mvtec", REPO / "lite_data")
@@ -65,8 +65,7 @@ def _weights(preset: str) -> int:
 
     config = load(REPO / f"configs/{preset}.yaml", [])
     detector, _ = session.new_detector(config, allow_random=True)
-    flow = detector.flow.parameters()
-    return sum(int(p.size) for p in flow if not p.stop_gradient)
+    return trained_weights(detector.flow)
 
 
 if __name__ == "__main__":

@@ -40,6 +40,11 @@ def report(call: Call, repeat: int) -> None:
     report_seconds(statistics.median(seconds), growth, values)
 
 
+def trained_weights(flow: Any) -> int:
+    """Return how many numbers of a flow of ours training changes."""
+    return sum(int(p.size) for p in flow.parameters() if not p.stop_gradient)
+
+
 def timed(make: Callable[[], Made]) -> tuple[float, Made]:
     """Return the seconds that one call takes, and what it makes."""
     start = time.perf_counter()

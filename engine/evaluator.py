@@ -15,7 +15,7 @@ from metrics.binned import BinnedPixels
 from metrics.drift import NormalNll
 from metrics.nfa import calibrate as fit_nulls
 from metrics.nfa import standard_nulls
-from metrics.suite import Metrics, evaluate
+from metrics.suite import Metrics, evaluate, examine_masks
 from metrics.threshold import Threshold, is_defective
 from utils.config import Config
 from utils.errors import UserError
@@ -280,27 +280,28 @@ def _evaluate_binned(
         raise UserError("--binned: thresholds of policy nfa need whole maps; leave it out")
     pixels = BinnedPixels(None if calibration is None else calibration.pixel)
     scores = np.empty(len(labels), np.float32)
-    unknown: list[str] = []
+    marked: list[bool | None] = [None] * len(labels)
     for indices, output in outputs:
         scores[indices] = output.scores
         for anomaly_map, index in zip(output.maps, indices.tolist(), strict=True):
             mask = read_mask(index)
-            if mask is None and labels[index]:
-                unknown.append(names[index])
-            else:
-                size = anomaly_map.shape if mask is None else mask.shape
-                pixels.add(_resized(anomaly_map, size), mask, names[index])
+            if mask is not None:
+                marked[index] = bool(mask.any())
+                anomaly_map = _resized(anomaly_map, mask.shape)
+            if mask is not None or not labels[index]:
+                pixels.add(anomaly_map, mask, names[index])
     metrics = evaluate(
         scores, labels, image_threshold=None if calibration is None else calibration.image,
         names=names,
     )  # fmt: skip
-    if unknown and not allow_missing_masks:
-        reason = f"no ground-truth mask for {len(unknown)} images ({unknown[0]}, …)"
-        metrics = metrics.with_pixels(dict.fromkeys(pixels.metrics().values, reason))
+    found = pixels.metrics()
+    defective = np.asarray(labels, bool)
+    _, reason, warnings = examine_masks(marked, defective, names, allow_missing_masks)
+    if reason:
+        metrics = metrics.with_pixels(dict.fromkeys(found.values, reason), warnings)
     else:
-        found = pixels.metrics()
         limits = ", ".join(f"{name} {bound:.1g}" for name, bound in found.bounds.items())
-        warnings = [f"binned: the exact values differ by at most {limits}"] if limits else []
+        warnings += [f"binned: the exact values differ by at most {limits}"] if limits else []
         metrics = metrics.with_pixels(found.values, warnings)
     deciding = [float(score) for score in scores]
     verdicts = _verdicts(deciding, calibration)

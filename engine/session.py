@@ -184,9 +184,12 @@ def evaluate_test(
     masks, differing = ([], 0) if binned else known_masks(test.records, config)
 
     def read_mask(index: int) -> np.ndarray | None:
+        nonlocal differing
         if not binned:
             return masks[index]
-        return known_masks([test.records[index]], config)[0][0]
+        (mask,), other = known_masks([test.records[index]], config)
+        differing += other
+        return mask
 
     if config.eval.norm == "calibrated":
         batches = in_order(test.source.count, config.eval.batch_size)

@@ -83,8 +83,18 @@ def aupro_of_ranking(
 def _area(
     start: NDArray[np.float64], stop: NDArray[np.float64], weights: NDArray, limit: float
 ) -> float:
+    plateau, ramp = plateau_and_ramp(start, stop, limit)
+    return min(float(weights @ (plateau + ramp)) / limit, 1.0)  # 1.0: rounding of the weights' sum
+
+
+def plateau_and_ramp(
+    start: NDArray[np.float64], stop: NDArray[np.float64], limit: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the area, up to the limit, below what rises by 1 from start to stop: after, between.
+
+    All (P,), rates of false positives.
+    """
     width = stop - start
     covered = np.clip(limit - start, 0, width)
     ramp = np.divide(covered**2, 2 * width, out=np.zeros_like(width), where=width > 0)
-    plateau = np.maximum(limit - stop, 0)
-    return min(float(weights @ (plateau + ramp)) / limit, 1.0)  # 1.0: rounding of the weights' sum
+    return np.maximum(limit - stop, 0), ramp

@@ -11,13 +11,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from metrics.aupro import label_regions
+from metrics.aupro import label_regions, plateau_and_ramp
 from metrics.iou import PixelCounts, iou_of_counts, miou_of_counts, pixel_counts
 from metrics.pixels import check_maps
 from metrics.roc import f1_of_counts
 from metrics.threshold import Threshold, is_defective
 
 BITS = 20  # sign, eight of the exponent, eleven of the fraction
+NO_MASK = "no image has a ground-truth mask"
 NO_ORACLE = "the best threshold for mIoU needs all maps at once"
 
 _SIGN = np.uint32(1 << 31)
@@ -73,8 +74,8 @@ class BinnedPixels:
         found = self._ranked(limits)
         values: dict[str, float | str] = {name: value for name, (value, _) in found.items()}
         bounds = {name: bound for name, (_, bound) in found.items()}
-        if self._threshold is None:
-            reason = "no pixel threshold"
+        if self._threshold is None or not self._counts:
+            reason = "no pixel threshold" if self._threshold is None else NO_MASK
             values |= dict.fromkeys(("pixel_f1", "iou", "miou", "pro"), reason)
         else:
             values |= self._at_threshold()
@@ -127,12 +128,9 @@ def _area(start: Numbers, stop: Numbers, heights: Numbers, limit: float) -> tupl
 
     A positive adds its height from somewhere between both on: in the middle, by the ramp of ties.
     """
-    width = stop - start
-    covered = np.clip(limit - start, 0, width)
-    ramp = np.divide(covered**2, 2 * width, out=np.zeros_like(width), where=width > 0)
-    least, most = np.maximum(limit - stop, 0), np.maximum(limit - start, 0)
-    value = least + ramp
-    bound = max(heights @ (most - value), heights @ (value - least))
+    least, ramp = plateau_and_ramp(start, stop, limit)
+    most, value = np.maximum(limit - start, 0), least + ramp
+    bound = max(heights @ (most - value), heights @ ramp)
     return float(heights @ value) / limit, float(bound) / limit
 
 
@@ -154,6 +152,6 @@ def _best_f1(
     """Return the best F1 at the end of a bin; within one it may at most lose no positive."""
     after = true_before + true
     missed = true.sum() - after
-    value = float(f1_of_counts(after, false_before + false, missed).max())
-    most = float(f1_of_counts(after, false_before, missed).max())
+    value = float(f1_of_counts(after, false_before + false, missed).max(initial=0))
+    most = float(f1_of_counts(after, false_before, missed).max(initial=0))
     return value, most - value

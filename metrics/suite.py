@@ -98,14 +98,12 @@ def evaluate(
         undefined = _undefined_pixels("no anomaly maps", aupro_limits, with_nfa)
         return _split(results | undefined, [], drawn)
     _check_maps(maps, masks, names, "anomaly")
-    warnings = _doubtful_masks(masks, defective, names)
-    missing = [i for i in np.flatnonzero(defective).tolist() if masks[i] is None]
-    if missing and not allow_missing_masks:
-        reason = f"no ground-truth mask for {_listed(missing, names)}"
+    marked = [None if mask is None else bool((mask > 0).any()) for mask in masks]
+    missing, reason, warnings = examine_masks(marked, defective, names, allow_missing_masks)
+    if reason:
         undefined = _undefined_pixels(reason, aupro_limits, with_nfa)
         return _split(results | undefined, warnings, drawn)
     if missing:
-        warnings.append(f"pixel metrics leave out {_listed(missing, names)}: no ground-truth mask")
         kept = [i for i in range(scores.size) if i not in set(missing)]
         maps, masks = [maps[i] for i in kept], [masks[i] for i in kept]
         nfa_maps = [nfa_maps[i] for i in kept] if nfa_maps is not None else None
@@ -257,18 +255,30 @@ def _undefined_pixels(reason: str, limits: Sequence[float], with_nfa: bool) -> R
     return dict.fromkeys((*ranked, *_PIXEL_CUT, "miou_oracle", *nfa_keys), reason)
 
 
-def _doubtful_masks(masks: Masks, defective: NDArray[np.bool_], names: Sequence[str]) -> list[str]:
-    marked = [mask is not None and bool((mask > 0).any()) for mask in masks]
-    empty = [
-        i for i in np.flatnonzero(defective).tolist() if masks[i] is not None and not marked[i]
-    ]
+def examine_masks(
+    marked: Sequence[bool | None],
+    defective: NDArray[np.bool_],
+    names: Sequence[str],
+    allow_missing: bool,
+) -> tuple[list[int], str, list[str]]:
+    """Return which defective images have no mask, why there are no pixel metrics, and warnings.
+
+    marked: whether a mask marks anything, None where there is none. The reason is empty if there
+    are pixel metrics, as with `allow_missing`.
+    """
+    bad = np.flatnonzero(defective).tolist()
+    missing = [i for i in bad if marked[i] is None]
+    empty = [i for i in bad if marked[i] is False]
     wrong = [i for i in np.flatnonzero(~defective).tolist() if marked[i]]
     warnings = []
     if empty:
         warnings.append(f"empty mask, so no region, for {_listed(empty, names)}")
     if wrong:
         warnings.append(f"masks mark defects, though labelled normal, for {_listed(wrong, names)}")
-    return warnings
+    if missing and allow_missing:
+        warnings.append(f"pixel metrics leave out {_listed(missing, names)}: no ground-truth mask")
+    reason = f"no ground-truth mask for {_listed(missing, names)}" if missing else ""
+    return missing, "" if allow_missing else reason, warnings
 
 
 def _listed(indices: Sequence[int], names: Sequence[str], most: int = 5) -> str:

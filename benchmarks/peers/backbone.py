@@ -1,19 +1,14 @@
 """Time the backbone of anomalib's FastFlow in PyTorch."""
 
-import numpy as np
-
-from benchmarks.bench_inference import parts
 from benchmarks.measure import arguments, report
-from benchmarks.peers.networks import build, load, normalised, torch
+from benchmarks.peers.networks import load, prepared, torch
 
 
 def main() -> None:
-    """Measure, in the layout that is faster."""
+    """Measure."""
     options = arguments(__doc__)
     torch.set_num_threads(options.threads)
-    folder, batch = parts(options.case)
-    images = normalised(folder, np.load(folder / "images.npy")[:batch])
-    network = build(folder.name, tuple(images.shape[2:]))
+    folder, images, network = prepared(options.case)
     load(network, folder / "anomalib.pt")
     backbone = network.feature_extractor.eval()
 

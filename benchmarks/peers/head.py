@@ -5,20 +5,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks.bench_head import DECAY, RATE
-from benchmarks.bench_inference import parts
 from benchmarks.measure import arguments, report
-from benchmarks.peers.networks import build, load, torch
+from benchmarks.peers.networks import load, prepared, torch
 
 
 def main() -> None:
     """Measure channels last, which is the faster layout, or as anomalib has it."""
     options = arguments(__doc__)
     torch.set_num_threads(options.threads)
-    folder, batch = parts(options.case)
+    folder, images, network = prepared(options.case)
     with np.load(folder / "features.npz") as file:
-        features = [torch.from_numpy(file[name][:batch]) for name in file]
-    size = int(np.load(folder / "images.npy", mmap_mode="r").shape[-1])
-    network = build(folder.name, (size, size)).train()
+        features = [torch.from_numpy(file[name][: len(images)]) for name in file]
+    network.train()
     load(network, folder / "anomalib.pt")
     if options.side.endswith("channels last"):
         network = network.to(memory_format=torch.channels_last)

@@ -2,20 +2,16 @@
 
 from typing import Any
 
-import numpy as np
-
-from benchmarks.bench_inference import SAME_MAP, parts
+from benchmarks.bench_inference import SAME_MAP
 from benchmarks.measure import arguments, report
-from benchmarks.peers.networks import build, load, normalised, torch, trained_weights
+from benchmarks.peers.networks import load, prepared, torch, trained_weights
 
 
 def main() -> None:
     """Measure; FastFlow's scores are brought to our unit, 1 above anomalib's."""
     options = arguments(__doc__)
     torch.set_num_threads(options.threads)
-    folder, batch = parts(options.case)
-    images = normalised(folder, np.load(folder / "images.npy")[:batch])
-    network = build(folder.name, tuple(images.shape[2:]))
+    folder, images, network = prepared(options.case)
     known = {"trained weights": trained_weights(network)}
     if folder.name in SAME_MAP:
         load(network, folder / "anomalib.pt")

@@ -9,6 +9,8 @@ from unittest.mock import patch
 
 import numpy as np
 
+from benchmarks.bench_inference import parts
+
 importlib.import_module("benchmarks.peers.operators")  # before anything needs torchvision
 torch: Any = importlib.import_module("torch")
 timm: Any = importlib.import_module("timm")
@@ -85,10 +87,13 @@ class _Lite0(torch.nn.Module):  # type: ignore[misc,unused-ignore]
         return dict(zip(self.layers, self.feature_extractor(images), strict=True))
 
 
-def normalised(folder: Path, images: np.ndarray) -> Any:
-    """Return images (B, 3, H, W) in [0, 1] as the backbone of a prepared detector wants them."""
-    mean, deviation = np.load(folder / "normalisation.npy").astype(np.float32)
-    return torch.from_numpy((images - mean[:, None, None]) / deviation[:, None, None])
+def prepared(case: str) -> tuple[Path, Any, Any]:
+    """Return the folder of a prepared case, its images as the backbone wants them, the network."""
+    folder, batch = parts(case)
+    images = np.load(folder / "images.npy")[:batch]  # (B, 3, H, W) in [0, 1]
+    mean, deviation = np.load(folder / "normalisation.npy").astype(np.float32)[:, :, None, None]
+    network = build(folder.name, images.shape[2:])
+    return folder, torch.from_numpy((images - mean) / deviation), network
 
 
 def load(network: Any, file: Path) -> None:

@@ -261,6 +261,19 @@ def test_binned_metrics_without_masks_are_undefined_or_leave_images_out():
     assert metrics.values["pixel_auroc"] == pytest.approx(1.0, abs=2e-3)
 
 
+def test_binned_metrics_warn_of_masks_as_those_of_whole_maps_do():
+    data, masks = scene()
+    doubtful = [masks[2], None, np.zeros((8, 6), bool), masks[3]]
+    for options in ({}, {"allow_missing_masks": True}):
+        for given in (doubtful, [*doubtful[:3], None], [None] * 4):
+            whole, _, _ = evaluated(data, given, **options)
+            found, _, _ = evaluated(data, given, binned=True, **options)
+            own = [each for each in found.warnings if not each.startswith("binned:")]
+            assert own == whole.warnings
+            for name in ("pixel_auroc", "miou", "pro"):
+                assert found.reasons.get(name) == whole.reasons.get(name), name
+
+
 def test_binned_metrics_refuse_thresholds_that_need_whole_maps():
     by_nfa = Calibration(Threshold(0.0, "nfa"), Threshold(0.0, "nfa"), (0.0, 1.0))
     with pytest.raises(UserError, match="--binned: thresholds of policy nfa"):

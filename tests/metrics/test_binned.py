@@ -90,6 +90,9 @@ def test_what_is_undefined_has_a_reason():
     assert none.values["pixel_auroc"] == "masks mark no defective pixels"
     assert none.values["miou"] == 1.0
     assert "all maps at once" in none.values["miou_oracle"]
+    nothing = BinnedPixels(0.5).metrics().values
+    assert nothing["miou"] == "no image has a ground-truth mask"
+    assert nothing["pro"] == "masks mark no defective pixels"
     full = binned([np.zeros((4, 4), np.float32)], [np.ones((4, 4))])
     assert full.values["aupro_0.3"] == "masks leave no normal pixels"
     assert full.values["pixel_f1"] == "no pixel threshold"
