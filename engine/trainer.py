@@ -66,7 +66,7 @@ class Trainer:
             share_norms(detector, self.team)
         self.progress = Progress()
         self.trained = [p for p in detector.parameters() if not p.stop_gradient]
-        self.optimizer = _adam(self.trained, config.train)
+        self.optimizer = _Adam(self.trained, config.train)
         self.scaler = paddle.amp.GradScaler(enable=config.train.amp)
 
     def resume(self) -> bool:
@@ -278,17 +278,32 @@ def _whole_batch(detector: paddle.nn.Layer) -> Objectives:
     return lambda features, rng, part: [detector.objective(features, part.share)]
 
 
-def _adam(trained: list[Tensor], settings: TrainSection) -> paddle.optimizer.Adam:
-    clip = settings.clip_norm
-    return paddle.optimizer.Adam(
-        learning_rate=settings.lr,
-        beta1=settings.betas[0],
-        beta2=settings.betas[1],
-        epsilon=settings.epsilon,
-        parameters=trained,
-        weight_decay=settings.weight_decay or None,  # coupled L2, as in PyTorch's Adam
-        grad_clip=paddle.nn.ClipGradByGlobalNorm(clip) if clip else None,
-    )
+class _Adam(paddle.optimizer.Adam):
+    """Adam with coupled L2 decay, as PyTorch's, and a limit of the gradients' global norm.
+
+    Both change the gradients in place: Paddle's own would hold three more copies of all of them.
+    """
+
+    def __init__(self, trained: list[Tensor], settings: TrainSection) -> None:
+        super().__init__(
+            learning_rate=settings.lr, beta1=settings.betas[0], beta2=settings.betas[1],
+            epsilon=settings.epsilon, parameters=trained,
+        )  # fmt: skip
+        self._trained, self._settings = trained, settings
+
+    @paddle.no_grad()
+    def step(self) -> None:
+        moved = [p for p in self._trained if p.grad is not None]
+        clip, decay = self._settings.clip_norm, self._settings.weight_decay
+        if clip:
+            squares = [(p.grad * p.grad).reshape([p.shape[0], -1]).sum(1).sum() for p in moved]
+            factor = clip / paddle.clip(paddle.stack(squares).sum().sqrt(), min=clip)
+            for parameter in moved:
+                parameter.grad.multiply_(factor)
+        if decay:
+            for parameter in moved:
+                parameter.grad.add_(parameter * decay)
+        super().step()
 
 
 class _Meter:

@@ -21,7 +21,7 @@ from engine import checkpoint, session
 from engine.batches import Source
 from engine.inputs import labelled_set
 from engine.log import RunLog
-from engine.trainer import Judge, Trainer, learning_rate
+from engine.trainer import Judge, Trainer, _Adam, learning_rate
 from models.detector import Detector
 from tests.small_run import (
     arguments,
@@ -695,3 +695,30 @@ def test_command_line_beats_the_values_of_a_category(data, tmp_path):
     stored = meta(run)["config"]["train"]
     assert (stored["batch_size"], stored["lr"]) == (3, 0.5)
     assert stored["epochs"] == 2  # a flag beats -o
+
+
+@pytest.mark.parametrize(("clip", "decay"), [(1.0, 1e-2), (None, 1e-2), (1.0, 0.0), (1e3, 0.0)])
+def test_gradients_are_limited_and_decayed_as_by_paddle(clip, decay):
+    rng = np.random.default_rng(0)
+    start = [rng.standard_normal(shape).astype(np.float32) for shape in ((40, 30), (7,), (5, 4, 3))]
+    settings = TrainSection(lr=1e-2, epsilon=1e-4, clip_norm=clip, weight_decay=decay)
+    found = []
+    for ours in (True, False):
+        layers = paddle.nn.ParameterList(
+            [paddle.create_parameter(x.shape, "float32") for x in start]
+        )
+        for parameter, value in zip(layers.parameters(), start, strict=True):
+            parameter.set_value(value)
+        limit = paddle.nn.ClipGradByGlobalNorm(clip) if clip else None
+        adam = _Adam(layers.parameters(), settings) if ours else paddle.optimizer.Adam(
+            1e-2, epsilon=1e-4, parameters=layers.parameters(), weight_decay=decay or None,
+            grad_clip=limit,
+        )  # fmt: skip
+        for step in range(1, 4):
+            *moved, _ = layers.parameters() if step == 2 else (*layers.parameters(), None)
+            sum((p * p * p).sum() * step for p in moved).backward()  # the last one rests once
+            adam.step()
+            adam.clear_grad(set_to_zero=False)
+        found.append([p.numpy() for p in layers.parameters()])
+    for ours, theirs in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
