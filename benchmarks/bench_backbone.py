@@ -3,12 +3,12 @@
 import numpy as np
 
 from benchmarks.bench_inference import open_prepared, parts, prepare
-from benchmarks.measure import arguments, report
+from benchmarks.measure import own_arguments, report
 
 
 def main() -> None:
     """Prepare, or measure one side."""
-    options = arguments(__doc__)
+    options = own_arguments(__doc__)
     folder, batch = parts(options.case)
     if options.side == "prepare":
         return prepare(folder)

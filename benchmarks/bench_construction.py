@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.measure import arguments, report_seconds, timed, trained_weights
+from benchmarks.measure import own_arguments, report_seconds, timed, trained_weights
 from models import build_detector
 from utils.config import load
 
@@ -15,7 +15,7 @@ def main() -> None:
     """Measure one side; there is nothing to warm up."""
     import paddle
 
-    options = arguments(__doc__)
+    options = own_arguments(__doc__)
     config = load(REPO / f"configs/{options.case}.yaml", ["model.input_size=256"])
     seconds, detector = timed(lambda: build_detector(asdict(config.model)))
     with TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks.bench_training import ROOTS
-from benchmarks.measure import arguments, report_seconds
+from benchmarks.measure import own_arguments, report_seconds
 
 REPO = Path(__file__).resolve().parent.parent
 FOLDER = REPO / "results/benchmarks_convergence"
@@ -60,7 +60,7 @@ def prepare() -> None:
 
 def main() -> None:
     """Prepare, or train one side on <preset>, seed <number>."""
-    options = arguments(__doc__)
+    options = own_arguments(__doc__)
     if options.side == "prepare":
         return prepare()
     from datasets.folder import find_category

@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.bench_metrics import draw, ours
 from benchmarks.bench_nfa import score_maps
-from benchmarks.measure import Call, arguments, report
+from benchmarks.measure import Call, own_arguments, report
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ WHAT: dict[str, Callable[[Sizes], Call]] = {
 
 def main() -> None:
     """Measure a case."""
-    options = arguments(__doc__)
+    options = own_arguments(__doc__)
     what, _, size = options.case.partition(", ")
     name, _, value = size.partition(" ")
     report(WHAT[what](replace(Sizes(), **{name: int(value)})), options.repeat)

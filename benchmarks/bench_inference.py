@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.measure import arguments, report, trained_weights
+from benchmarks.measure import own_arguments, report, trained_weights
+from utils import runtime
 
 REPO = Path(__file__).resolve().parent.parent
 FOLDER = REPO / "results/benchmarks_inference"
@@ -35,7 +36,6 @@ def prepare(folder: Path) -> None:
 
     from convert.to_torch import state_dict
     from tests.small_run import export, photographs, untrained_run
-    from utils import runtime
     from utils.config import load, override
     from utils.torch_file import write_torch
 
@@ -73,7 +73,7 @@ def open_prepared(folder: Path) -> Any:
 
 def main() -> None:
     """Prepare, or measure one side."""
-    options = arguments(__doc__)
+    options = own_arguments(__doc__)
     folder, batch = parts(options.case)
     if options.side == "prepare":
         return prepare(folder)

@@ -4,12 +4,12 @@ import numpy as np
 
 from benchmarks.bench_inference import open_prepared, parts, prepare
 from benchmarks.bench_training import photographs
-from benchmarks.measure import arguments, report
+from benchmarks.measure import own_arguments, report
 
 
 def main() -> None:
     """Prepare, or measure one side on <preset>, batch <images>."""
-    options = arguments(__doc__)
+    options = own_arguments(__doc__)
     folder, count = parts(options.case)
     if options.side == "prepare":
         return prepare(folder)

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from benchmarks.measure import arguments, report
+from benchmarks.measure import own_arguments, report
 from metrics.suite import evaluate
 
 LIMITS = (0.3, 0.05)
@@ -74,7 +74,7 @@ def theirs(maps: NDArray, masks: NDArray) -> dict[str, float]:
 
 def main() -> None:
     """Measure one side on <images>x<size>."""
-    options = arguments(__doc__)
+    options = own_arguments(__doc__)
     images, size = map(int, options.case.split("x"))
     maps, masks, labels = draw(images, size)
     if options.side == "ours":

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from skimage.morphology import max_tree
 
-from benchmarks.measure import arguments, report
+from benchmarks.measure import own_arguments, report
 from metrics.nfa import (
     Null,
     latent_energies,
@@ -116,7 +116,7 @@ def score_maps(shapes: Shapes, side: int = SIDE) -> dict[str, Callable[[], NDArr
 
 def main() -> None:
     """Measure one side on the layout that the case names."""
-    options = arguments(__doc__)
+    options = own_arguments(__doc__)
     score_map = score_maps(LAYOUTS[options.case])[options.side]
 
     def call() -> dict[str, float]:

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks.measure import arguments, report_seconds, trained_weights
+from benchmarks.measure import own_arguments, report_seconds, trained_weights
 
 REPO = Path(__file__).resolve().parent.parent
 ROOTS = (REPO / "data", REPO.parent / "shared/data/mvtec", REPO / "lite_data")
@@ -26,7 +26,7 @@ def photographs(count: int) -> list[Path]:
 
 def main() -> None:
     """Measure `--repeat` epochs after the first one; the value is the number of trained weights."""
-    options = arguments(__doc__)
+    options = own_arguments(__doc__)
     with TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "photos").mkdir()

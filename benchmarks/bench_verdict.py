@@ -6,14 +6,14 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.bench_inference import FOLDER, REPO, prepare
-from benchmarks.measure import arguments, report
+from benchmarks.measure import own_arguments, report
 
 PHOTO = REPO / "lite_data/bottle/test/broken_large"
 
 
 def main() -> None:
     """Prepare, or measure one side on <preset>, <format>."""
-    options = arguments(__doc__)
+    options = own_arguments(__doc__)
     preset, _, suffix = options.case.partition(", ")
     folder = FOLDER / preset
     photo = folder / f"photo.{suffix.lower()}"

@@ -1,6 +1,7 @@
 """What a measured process does: time a call, and print one line of JSON for the harness."""
 
 import argparse
+import ctypes
 import json
 import statistics
 import sys
@@ -9,6 +10,8 @@ from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+from utils import runtime
 
 Made = TypeVar("Made")
 Call = Callable[[], Mapping[str, Any]]  # returns the numbers that both sides must agree on
@@ -22,6 +25,12 @@ def arguments(description: str | None, argv: Sequence[str] | None = None) -> Nam
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeat", type=int, default=3, help="timed calls; the median counts")
     return parser.parse_args(argv)
+
+
+def own_arguments(description: str | None) -> Namespace:
+    """Read it in a process of our own environment, which is set up as by our scripts."""
+    runtime.prepare()
+    return arguments(description)
 
 
 def report(call: Call, repeat: int) -> None:
@@ -63,7 +72,14 @@ def report_seconds(seconds: float, megabytes: float | None, values: Mapping[str,
 
 
 def _start_of_peak() -> float | None:
-    """Let the process's peak begin now, and return what is held, in MB; None but on Linux."""
+    """Let the process's peak begin now, and return what is held, in MB; None but on Linux.
+
+    What was freed before is given back, where it is kept: else calls would use it unseen.
+    """
+    if sys.platform != "linux":
+        return None
+    if give_back := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        give_back(0)
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:

@@ -204,15 +204,17 @@ STAGES = {
             Side("Paddle Inference", "benchmarks.bench_inference", rival=False),
             Side("ONNX Runtime", "benchmarks.bench_inference", needs="onnxruntime", rival=False),
             Side("OpenVINO", "benchmarks.bench_inference", needs="openvino", rival=False),
-            Side(
-                "anomalib, PyTorch", "benchmarks.peers.inference", "peers",
-                spared=tuple(f"{flow}_efficientnet_lite0, batch {b}"
-                             for flow in ("cflow", "csflow", "uflow") for b in (1, 8)),
-            ),
+            Side("anomalib, PyTorch", "benchmarks.peers.inference", "peers"),
+            Side("anomalib, OpenVINO", "benchmarks.peers.inference", "peers"),
         ),
         tuple(f"{preset}, batch {b}" for preset in INFERRED for b in (1, 8)),
         "uflow_efficientnet_lite0, batch 1", 1.5, (("trained", 0.0), ("", 1e-4)), (2,),
         prepare="benchmarks.bench_inference", rounds=2,
-        reaches=tuple((f"fastflow_efficientnet_lite0, batch {b}", 2.5) for b in (1, 8)),
+        reaches=(
+            *((f"{preset}, batch {b}, anomalib, OpenVINO", 1.0)
+              for preset in INFERRED for b in (1, 8)),
+            *((f"{preset}, batch {b}", 2.5)
+              for preset in INFERRED if "lite0" in preset for b in (1, 8)),
+        ),
     ),
 }  # fmt: skip

@@ -294,8 +294,8 @@ def _evaluate_binned(
         scores, labels, image_threshold=None if calibration is None else calibration.image,
         names=names,
     )  # fmt: skip
-    found = pixels.metrics()
     defective = np.asarray(labels, bool)
+    found = pixels.metrics(any_defective=bool(defective.any()))
     _, reason, warnings = examine_masks(marked, defective, names, allow_missing_masks)
     if reason:
         metrics = metrics.with_pixels(dict.fromkeys(found.values, reason), warnings)

@@ -66,7 +66,7 @@ class Trainer:
             share_norms(detector, self.team)
         self.progress = Progress()
         self.trained = [p for p in detector.parameters() if not p.stop_gradient]
-        self.optimizer = _Adam(self.trained, config.train)
+        self.optimizer = Adam(self.trained, config.train)
         self.scaler = paddle.amp.GradScaler(enable=config.train.amp)
 
     def resume(self) -> bool:
@@ -278,7 +278,7 @@ def _whole_batch(detector: paddle.nn.Layer) -> Objectives:
     return lambda features, rng, part: [detector.objective(features, part.share)]
 
 
-class _Adam(paddle.optimizer.Adam):
+class Adam(paddle.optimizer.Adam):
     """Adam with coupled L2 decay, as PyTorch's, and a limit of the gradients' global norm.
 
     Both change the gradients in place: Paddle's own would hold three more copies of all of them.

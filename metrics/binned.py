@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from metrics.aupro import label_regions, plateau_and_ramp
 from metrics.iou import PixelCounts, iou_of_counts, miou_of_counts, pixel_counts
-from metrics.pixels import check_maps
+from metrics.pixels import NO_DEFECTIVE, NO_MASK, check_maps
 from metrics.roc import f1_of_counts
 from metrics.threshold import Threshold, is_defective
 
 BITS = 20  # sign, eight of the exponent, eleven of the fraction
-NO_MASK = "no image has a ground-truth mask"
 NO_ORACLE = "the best threshold for mIoU needs all maps at once"
 
 _SIGN = np.uint32(1 << 31)
@@ -69,8 +68,13 @@ class BinnedPixels:
             found = is_defective(anomaly_map[inside], self._threshold)
             self._found_shares += float(shares[found].sum())
 
-    def metrics(self, limits: Sequence[float] = (0.3, 0.05)) -> Bounded:
-        """Return pixel_auroc, pixel_ap, pixel_f1_max, AUPRO up to each limit, and the rest."""
+    def metrics(
+        self, limits: Sequence[float] = (0.3, 0.05), *, any_defective: bool = True
+    ) -> Bounded:
+        """Return pixel_auroc, pixel_ap, pixel_f1_max, AUPRO up to each limit, and the rest.
+
+        any_defective: whether the test set has defective images, which says why masks are empty.
+        """
         found = self._ranked(limits)
         values: dict[str, float | str] = {name: value for name, (value, _) in found.items()}
         bounds = {name: bound for name, (_, bound) in found.items()}
@@ -81,7 +85,7 @@ class BinnedPixels:
             values |= self._at_threshold()
         values["miou_oracle"] = NO_ORACLE
         if not self._regions:  # only mIoU can do without
-            reason = "masks mark no defective pixels"
+            reason = "masks mark no defective pixels" if any_defective else NO_DEFECTIVE
             values = {name: v if "miou" in name else reason for name, v in values.items()}
         elif not self._normal.any():
             values["pixel_auroc"] = "masks leave no normal pixels"

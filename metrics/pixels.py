@@ -8,6 +8,9 @@ from numpy.typing import NDArray
 from metrics.roc import check_finite
 from utils.errors import UserError
 
+NO_DEFECTIVE = "test set has no defective images"
+NO_MASK = "no image has a ground-truth mask"
+
 Maps = Sequence[NDArray] | NDArray  # N maps (H, W), sizes may differ
 Masks = Sequence[NDArray | None] | NDArray  # N masks (H, W), defective where > 0; None: all normal
 

@@ -17,7 +17,7 @@ from metrics.iou import (
     pixel_counts,
     threshold_grid,
 )
-from metrics.pixels import Maps, Masks, check_maps, sorted_background
+from metrics.pixels import NO_DEFECTIVE, NO_MASK, Maps, Masks, check_maps, sorted_background
 from metrics.roc import Ranking, checked, f1_of_counts, rank, rank_labelled
 from metrics.threshold import Threshold, f1, is_defective, youden, zero_miss
 from utils.errors import UserError
@@ -32,7 +32,6 @@ _ORACLES = (
     "zero_miss_overkill", "f1_threshold",
 )  # fmt: skip
 _PIXEL_CUT = ("pixel_f1", "iou", "miou", "pro")
-_NO_DEFECTIVE = "test set has no defective images"
 _NO_NORMAL = "test set has no normal images"
 _NO_NFA = "threshold of policy nfa, but no NFA maps"
 
@@ -134,7 +133,7 @@ def _image_ranking(
     scores: NDArray, defective: NDArray[np.bool_]
 ) -> tuple[Results, dict[str, Curve]]:
     if not defective.any():
-        return {f"image_{name}": _NO_DEFECTIVE for name in _RANKED}, {}
+        return {f"image_{name}": NO_DEFECTIVE for name in _RANKED}, {}
     ranking = rank_labelled(scores, defective)
     return {
         "image_auroc": _NO_NORMAL if defective.all() else ranking.auroc(),
@@ -163,9 +162,9 @@ def _verdicts(
     good = defective.size - bad
     counts: Results = {"image_tp": tp, "image_fp": fp, "image_tn": good - fp, "image_fn": bad - tp}
     return counts | {
-        "image_f1": float(f1_of_counts(tp, fp, bad - tp)) if bad else _NO_DEFECTIVE,
+        "image_f1": float(f1_of_counts(tp, fp, bad - tp)) if bad else NO_DEFECTIVE,
         "false_alarm_rate": fp / good if good else _NO_NORMAL,
-        "miss_rate": (bad - tp) / bad if bad else _NO_DEFECTIVE,
+        "miss_rate": (bad - tp) / bad if bad else NO_DEFECTIVE,
     }
 
 
@@ -191,11 +190,11 @@ def _pixels(
         results |= {
             "pixel_f1": float(f1_of_counts(*(c.sum() for c in counts))),
             "iou": iou_of_counts(counts),
-            "miou": miou_of_counts(counts) if len(maps) else "no image has a ground-truth mask",
+            "miou": miou_of_counts(counts) if len(maps) else NO_MASK,
             "pro": overlap_at_threshold(inside, threshold),
         }
     if not inside.regions:  # only mIoU can do without
-        reason = "masks mark no defective pixels" if any_defective else _NO_DEFECTIVE
+        reason = "masks mark no defective pixels" if any_defective else NO_DEFECTIVE
         results |= {key: reason for key in results if "miou" not in key}
     return results, drawn
 
@@ -207,7 +206,7 @@ def _policy(threshold: Threshold | float | None) -> str:
 def _oracles(scores: NDArray, defective: NDArray[np.bool_]) -> Results:
     """Return over-kill and miss rates at the thresholds that the Korean fork of CS-Flow prints."""
     if not defective.any() or defective.all():
-        return dict.fromkeys(_ORACLES, _NO_NORMAL if defective.any() else _NO_DEFECTIVE)
+        return dict.fromkeys(_ORACLES, _NO_NORMAL if defective.any() else NO_DEFECTIVE)
     results: Results = {}
     for name, choose in (("youden", youden), ("zero_miss", zero_miss), ("f1", f1)):
         cut = choose(scores, defective)
@@ -221,9 +220,8 @@ def _oracles(scores: NDArray, defective: NDArray[np.bool_]) -> Results:
 def _best_overlap(maps: Maps, masks: Masks, nfa_maps: Maps | None) -> Results:
     """Return mIoU at the best threshold, and of NFA maps at 0 and at the best threshold."""
     if not len(maps):
-        reason = "no image has a ground-truth mask"
         nfa_keys = ("miou_nfa", "miou_nfa_oracle") if nfa_maps is not None else ()
-        return dict.fromkeys(("miou_oracle", *nfa_keys), reason)
+        return dict.fromkeys(("miou_oracle", *nfa_keys), NO_MASK)
     results: Results = {"miou_oracle": best_miou(maps, masks, threshold_grid(maps))}
     if nfa_maps is not None:
         results["miou_nfa"] = miou_of_counts(pixel_counts(nfa_maps, masks, 0.0))

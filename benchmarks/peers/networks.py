@@ -25,9 +25,8 @@ def build(preset: str, size: tuple[int, int], seed: int = 0) -> Any:
     torch.manual_seed(seed)
     flow, _, backbone = preset.removesuffix("_anomalib").partition("_")
     models = importlib.import_module(f"{MODELS}.{flow}.torch_model")
-    if flow == "cflow" and backbone == "efficientnet_lite0":
-        with patch.object(models, "TimmFeatureExtractor", _Lite0):
-            return models.CflowModel(backbone, [8, 16, 32], pre_trained=False)
+    if backbone == "efficientnet_lite0":
+        return _with_lite0(flow, models, size)
     if flow == "cflow":
         return models.CflowModel(backbone, ["layer2", "layer3", "layer4"], pre_trained=False)
     if flow == "uflow":
@@ -37,8 +36,6 @@ def build(preset: str, size: tuple[int, int], seed: int = 0) -> Any:
         plain = importlib.import_module("torchvision.models").efficientnet_b5
         with patch.object(models, "efficientnet_b5", lambda weights: plain(weights=None)):
             return models.CsFlowModel(size, 1024)
-    if backbone == "efficientnet_lite0":
-        return _lite0(models, size)
     return models.FastflowModel(size, backbone, pre_trained=False, conv3x3_only=True)
 
 
@@ -46,8 +43,32 @@ def _untrained(create: Any, *args: Any, **options: Any) -> Any:
     return create(*args, **{**options, "pretrained": False})
 
 
-def _lite0(models: Any, size: tuple[int, int]) -> Any:
-    """Return FastFlow on a backbone that anomalib does not offer, made of anomalib's own parts."""
+def _with_lite0(flow: str, models: Any, size: tuple[int, int]) -> Any:
+    """Return a flow on a backbone that anomalib does not offer, in the place of one that it does.
+
+    Sizes of our presets where they are not those of the flow's paper.
+    """
+    if flow == "fastflow":
+        return _fastflow_with_lite0(models, size)
+    if flow == "cflow":
+        with patch.object(models, "TimmFeatureExtractor", _Lite0):
+            return models.CflowModel(LITE0, [8, 16, 32], pre_trained=False)
+    if flow == "uflow":
+        with patch.object(models, "get_feature_extractor", _NormalisedLite0):
+            return models.UflowModel(size, 4, LITE0)
+    with (
+        patch.object(models, "CsFlowMultiScaleFeatureExtractor", _Lite0AtThreeScales),
+        patch.object(models, "InputNode", partial(_input_of_lite0, models.InputNode)),
+    ):
+        return models.CsFlowModel(size, 128, n_coupling_blocks=2)
+
+
+def _input_of_lite0(create: Any, channels: int, *size: int, name: str) -> Any:
+    """Return an input of CS-Flow, which has the channels of EfficientNet-B5 written into it."""
+    return create(192 if channels == 304 else channels, *size, name=name)
+
+
+def _fastflow_with_lite0(models: Any, size: tuple[int, int]) -> Any:
     network = models.FastflowModel(size, "resnet18", pre_trained=False, conv3x3_only=True)
     network.feature_extractor = _lite0_backbone((4, 8, 16))
     about = network.feature_extractor.feature_info
@@ -85,6 +106,46 @@ class _Lite0(torch.nn.Module):  # type: ignore[misc,unused-ignore]
     def forward(self, images: Any) -> dict[int, Any]:
         """Return features (B, C, H, W) by stride."""
         return dict(zip(self.layers, self.feature_extractor(images), strict=True))
+
+
+class _NormalisedLite0(torch.nn.Module):  # type: ignore[misc,unused-ignore]
+    """In the place of anomalib's feature extractor of U-Flow."""
+
+    def __init__(self, backbone: str, size: tuple[int, int]) -> None:
+        """Build it; the name is not chosen here."""
+        del backbone
+        super().__init__()
+        self.scale_factors = [4, 8, 16]
+        self.scales = range(len(self.scale_factors))
+        self.feature_extractor = _lite0_backbone(self.scale_factors)
+        self.channels = self.feature_extractor.feature_info.channels()
+        self.norms = torch.nn.ModuleList(
+            torch.nn.LayerNorm([channels, size[0] // factor, size[1] // factor])
+            for channels, factor in zip(self.channels, self.scale_factors, strict=True)
+        )
+
+    def forward(self, images: Any) -> list[Any]:
+        """Return the normalised features (B, C, H, W)."""
+        self.feature_extractor.eval()
+        found = self.feature_extractor(images)
+        return [norm(level) for norm, level in zip(self.norms, found, strict=True)]
+
+
+class _Lite0AtThreeScales(torch.nn.Module):  # type: ignore[misc,unused-ignore]
+    """In the place of anomalib's feature extractor of CS-Flow: block 14, 192 channels."""
+
+    def __init__(self, n_scales: int, input_size: tuple[int, int]) -> None:
+        """Build it."""
+        super().__init__()
+        self.sizes = [[side // 2**scale for side in input_size] for scale in range(n_scales)]
+        whole = timm.create_model(LITE0, pretrained=False).eval()
+        self.backbone = torch.nn.Sequential(whole.conv_stem, whole.bn1, *whole.blocks[:6])
+        self.backbone.requires_grad_(requires_grad=False)
+
+    def forward(self, images: Any) -> list[Any]:
+        """Return the features (B, 192, H, W) of the image at each scale."""
+        resize = torch.nn.functional.interpolate
+        return [self.backbone(resize(images, size=tuple(size))) for size in self.sizes]
 
 
 def prepared(case: str) -> tuple[Path, Any, Any]:

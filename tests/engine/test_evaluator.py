@@ -272,6 +272,11 @@ def test_binned_metrics_warn_of_masks_as_those_of_whole_maps_do():
             assert own == whole.warnings
             for name in ("pixel_auroc", "miou", "pro"):
                 assert found.reasons.get(name) == whole.reasons.get(name), name
+    normal = (data[:2], [None] * 2, [0] * 2)
+    whole, _, _ = evaluated(*normal)
+    found, _, _ = evaluated(*normal, binned=True)
+    assert found.reasons["pixel_auroc"] == whole.reasons["pixel_auroc"]
+    assert "no defective images" in found.reasons["pixel_auroc"]
 
 
 def test_binned_metrics_refuse_thresholds_that_need_whole_maps():

@@ -21,7 +21,7 @@ from engine import checkpoint, session
 from engine.batches import Source
 from engine.inputs import labelled_set
 from engine.log import RunLog
-from engine.trainer import Judge, Trainer, _Adam, learning_rate
+from engine.trainer import Adam, Judge, Trainer, learning_rate
 from models.detector import Detector
 from tests.small_run import (
     arguments,
@@ -710,7 +710,7 @@ def test_gradients_are_limited_and_decayed_as_by_paddle(clip, decay):
         for parameter, value in zip(layers.parameters(), start, strict=True):
             parameter.set_value(value)
         limit = paddle.nn.ClipGradByGlobalNorm(clip) if clip else None
-        adam = _Adam(layers.parameters(), settings) if ours else paddle.optimizer.Adam(
+        adam = Adam(layers.parameters(), settings) if ours else paddle.optimizer.Adam(
             1e-2, epsilon=1e-4, parameters=layers.parameters(), weight_decay=decay or None,
             grad_clip=limit,
         )  # fmt: skip

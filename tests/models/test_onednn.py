@@ -1,7 +1,8 @@
-"""The convolution by oneDNN: Paddle's numbers and gradients, or Paddle's own convolution."""
+"""Convolution and copies by oneDNN: Paddle's numbers and gradients, or Paddle's own operators."""
 
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import paddle
@@ -86,7 +87,9 @@ def test_it_steps_aside():
         np.testing.assert_array_equal(ops.conv(x, weight, bias), plainly(x, weight, bias, 1))
 
 
-@pytest.mark.parametrize("fault", ["no file", "another version", "wrong numbers", "a refusal"])
+@pytest.mark.parametrize(
+    "fault", ["no file", "another version", "wrong numbers", "wrong copies", "a refusal"]
+)
 def test_paddle_convolves_where_the_library_is_no_good(monkeypatch, fault):
     def refuse(*args):
         raise OSError("dnnl_engine_create returned 3")
@@ -99,6 +102,8 @@ def test_paddle_convolves_where_the_library_is_no_good(monkeypatch, fault):
             monkeypatch.setattr(onednn, "MAJOR", 99)
         elif fault == "wrong numbers":
             monkeypatch.setattr(onednn, "TOLERANCE", -1.0)
+        elif fault == "wrong copies":
+            monkeypatch.setattr(onednn._Copy, "run", lambda *args: None)
         else:
             monkeypatch.setattr(onednn._Library, "make", refuse)
         x, weight, bias = tensors((1, 4, 4, 3), (2, 3, 3, 3))
@@ -117,18 +122,65 @@ def test_the_switch():
     assert child.stdout.strip() == "False"
 
 
+def way(name):
+    """Return a context in which oneDNN copies, or does not."""
+    if name == "oneDNN" and not onednn.is_usable():
+        pytest.skip("no oneDNN in this Paddle")
+    return nullcontext() if name == "oneDNN" else onednn.left_out()
+
+
+@pytest.mark.parametrize("name", ["oneDNN", "Paddle"])
 @pytest.mark.parametrize("sizes", [(3, 4), (1, 1, 5)])
-def test_channels_are_split_and_joined(sizes):
+def test_channels_are_split_and_joined(name, sizes):
     rng = np.random.default_rng(0)
     array = rng.standard_normal((2, 3, 4, 7)).astype(np.float32)
     x = paddle.to_tensor(array, stop_gradient=False)
-    parts = ops.split(x, sizes)
-    assert [part.shape[-1] for part in parts] == list(sizes)
-    joined = ops.concat(parts)
-    np.testing.assert_array_equal(joined, array)
     factors = paddle.arange(7, dtype="float32")
-    (joined * factors).sum().backward()
+    with way(name):
+        parts = ops.split(x, sizes)
+        for part, group in zip(parts, np.split(array, np.cumsum(sizes)[:-1], axis=3), strict=True):
+            np.testing.assert_array_equal(part, group)
+        joined = ops.concat(parts)
+        np.testing.assert_array_equal(joined, array)
+        (joined * factors).sum().backward()
     np.testing.assert_array_equal(x.grad, np.broadcast_to(factors.numpy(), array.shape))
+
+
+@pytest.mark.parametrize("name", ["oneDNN", "Paddle"])
+def test_parts_that_are_not_contiguous_are_joined(name):
+    array = np.arange(60, dtype=np.float32).reshape(1, 3, 4, 5)
+    turned = paddle.to_tensor(array).transpose([0, 2, 1, 3])
+    with way(name):
+        joined = ops.concat((turned, turned[..., :2]))
+        groups = ops.split(turned, (1, 4))
+    theirs = array.transpose(0, 2, 1, 3)
+    np.testing.assert_array_equal(joined, np.concatenate([theirs, theirs[..., :2]], axis=3))
+    np.testing.assert_array_equal(groups[1], theirs[..., 1:])
+
+
+def test_parts_that_do_not_fit_are_for_paddle_to_refuse():
+    x = paddle.ones([1, 2, 2, 3])
+    with pytest.raises(ValueError, match=r"(?i)concat"):
+        ops.concat((x, paddle.ones([1, 3, 2, 3])))
+    assert onednn.split(x, (2, 2)) is None
+    assert onednn.split(x, (3, 0)) is None
+    assert onednn.concat((x, paddle.ones([1, 2, 2, 0]))) is None
+
+
+@needs_it
+def test_a_map_of_channels_is_a_convolution():
+    x, weight, bias = tensors((2, 3, 5, 6), (4, 6, 1, 1))
+    flat = weight.squeeze([2, 3]).transpose([1, 0]).contiguous().transpose([1, 0])  # a view
+    for offset in (bias, None):
+        wanted = [each for each in (x, flat, offset) if each is not None]
+        results = []
+        for name in ("oneDNN", "Paddle"):
+            with way(name):
+                y = ops.mix(x, flat, offset)
+                found = [y, *paddle.grad((y * y).sum(), wanted)]
+                results.append([each.numpy() for each in found])
+        for ours, theirs in zip(*results, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
 
 
 def test_a_joined_part_may_be_a_constant():

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import paddle
 import pytest
@@ -99,6 +100,35 @@ def test_all_cores_compute_unless_the_environment_says_otherwise(repo):
     assert float(one[1]) < 1.1
     many = "runtime._cores = lambda: 64; runtime.use_device('cpu'); print(runtime.threads())"
     assert started(repo, many) == str(runtime.MOST_THREADS)
+
+
+FAULTS = """
+import paddle, resource
+x = paddle.ones([4, 1024, 1024])
+taken = []
+for _ in range(41):
+    y = x * 2  # 16 MB, and those of the rounds before are free
+    taken.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print((taken[-1] - taken[20]) / 20)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is kept on Linux only")
+def test_memory_of_freed_tensors_is_used_again(repo):
+    assert float(started(repo, FAULTS)) < 40  # 4,096 pages of 4 KB if it came from the system
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is kept on Linux only")
+def test_memory_is_left_alone_where_the_environment_has_a_setting(monkeypatch):
+    called = []
+    library = SimpleNamespace(mallopt=lambda *option: called.append(option))
+    monkeypatch.setattr(runtime.ctypes, "CDLL", lambda name: library)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "2")
+    runtime._keep_memory()
+    assert not called
+    monkeypatch.delenv("MALLOC_ARENA_MAX")
+    runtime._keep_memory()
+    assert called
 
 
 def test_a_number_of_threads_that_is_none(monkeypatch):
