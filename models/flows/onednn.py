@@ -33,8 +33,9 @@ _CPU, _IN_ORDER, _F32, _ANY = 1, 1, 3, 1
 _TRAINING, _DIRECT = 64, 1  # kind of propagation, algorithm of convolution
 _SRC, _DST, _WEIGHTS, _BIAS, _GRADIENT = 1, 17, 33, 41, 128  # arguments; + 128: of the gradient
 _FROM, _TO = 1, 17
-_QUERY = {"weights": 131, "diff_weights": 132}
+_QUERY = {"src": 129, "weights": 131, "diff_weights": 132, "diff_dst": 134}
 _MOST_DIMENSIONS = 12
+_BLOCK = 16  # channels in a block of the library's own orders
 
 _in_use = True
 
@@ -144,9 +145,12 @@ class _Convolution:
             "convolution_backward_data_primitive_desc_create", library.engine, _DIRECT,
             source, any_order, target, *edges, forward, None,
         )  # fmt: skip
+        free = kernel > 1 and channels % _BLOCK == weight[0] % _BLOCK == 0
+        sides = (image, self.output)
+        orders = [library.any_order(_first(s)) for s in sides] if free else [source, target]
         to_weight = library.make(
             "convolution_backward_weights_primitive_desc_create", library.engine, _DIRECT,
-            source, any_order, bias, target, *edges, forward, None,
+            orders[0], any_order, bias, orders[1], *edges, forward, None,
         )  # fmt: skip
         self.x, self.grad_x = library.memory(source), library.memory(source)
         self.y, self.bias = library.memory(target), library.memory(bias)
@@ -169,9 +173,18 @@ class _Convolution:
             ]),
         )  # fmt: skip
         ordered = library.memory(gradient_order, own=True)
+        x, y, first = self.x, self.y, []
+        if free:  # two thirds of the time, with the copies
+            orders = [library.queried(to_weight, name) for name in ("src", "diff_dst")]
+            x, y = (library.memory(each, own=True) for each in orders)
+            first = [
+                self._reorder(source, self.x, orders[0], x),
+                self._reorder(target, self.y, orders[1], y),
+            ]
         self.weight_steps = (
+            *first,
             _Step(library, to_weight, [
-                (_SRC, self.x), (_DST + _GRADIENT, self.y), (_WEIGHTS + _GRADIENT, ordered),
+                (_SRC, x), (_DST + _GRADIENT, y), (_WEIGHTS + _GRADIENT, ordered),
                 (_BIAS + _GRADIENT, self.bias),
             ]),
             self._reorder(gradient_order, ordered, order, self.weight),
@@ -230,9 +243,15 @@ class _Copy:
 
 
 def _channels_last(library: _Library, shape: Sequence[int]) -> ctypes.c_void_p:
-    batch, height, width, channels = shape
+    _, height, width, channels = shape
     strides = (height * width * channels, 1, width * channels, channels)
-    return library.plain((batch, channels, height, width), strides)
+    return library.plain(_first(shape), strides)
+
+
+def _first(shape: Sequence[int]) -> tuple[int, ...]:
+    """Return the shape as oneDNN counts it, channels before rows and columns."""
+    batch, height, width, channels = shape
+    return batch, channels, height, width
 
 
 class _Convolve(PyLayer):
