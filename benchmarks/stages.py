@@ -74,9 +74,8 @@ GROWTH = {  # what grows with which size, through which values
 NOTES = {
     "backbone": """Ours is Paddle Inference with oneDNN: made once per run, compared with eager mode
 before it is used, and only for 48 images or more on a CPU.""",
-    "head": """The losses agree to 1e-5 before times are compared. With ResNet-18's channels the
-step stays behind PyTorch. Paddle's element-wise operations use one thread only, which is probably
-why; it has not been profiled with two.""",
+    "head": """The losses agree to 1e-5 before times are compared. With EfficientNet-Lite0's few
+channels, what Paddle computes between the convolutions, in one thread, weighs more.""",
     "convergence": """Each with the settings of its own project: batch size, learning rate, steps.
 anomalib's scores of CFLOW-AD are relative to a batch, so all test images are one batch there.""",
     "verdict": """What is around the network, by a clock around each part of a JPEG: reading 3 ms,
