@@ -30,8 +30,9 @@ def main() -> None:
         features = [paddle.to_tensor(file[name][:batch]) for name in file]
     detector.train()
     weights = [p for p in detector.parameters() if not p.stop_gradient]
-    adam = Adam(weights, TrainSection(lr=RATE, weight_decay=DECAY))
-    if options.side != "ours":
+    if options.side == "ours":
+        adam = Adam(weights, TrainSection(lr=RATE, weight_decay=DECAY))
+    else:
         adam = paddle.optimizer.Adam(RATE, parameters=weights, weight_decay=DECAY)
 
     def call() -> dict[str, float]:

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import own_arguments, report, trained_weights
-from utils import runtime
 
 REPO = Path(__file__).resolve().parent.parent
 FOLDER = REPO / "results/benchmarks_inference"
@@ -45,7 +44,6 @@ def prepare(folder: Path) -> None:
     done = folder / "prepared.txt"
     if done.is_file() and done.read_text() == str(config):
         return
-    runtime.prepare()
     shutil.rmtree(folder, ignore_errors=True)
     detector = untrained_run(folder / "run/bottle", config)
     export(folder / "run", folder / "bundle", REPO / "lite_data", "--onnx", "-cat", "bottle")

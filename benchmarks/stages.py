@@ -92,12 +92,11 @@ the channels in the end.""",
     "training": """anomalib's network, loss and optimiser run in a plain loop, without Lightning,
 callbacks and validation; ours is `train.py` with its held-out images and progress, without writing
 checkpoints. Features of the backbone are cached on our side and computed in every epoch on theirs.
-CFLOW-AD steps on 64 positions there and on whole maps here, all positions once in both. FastFlow
-on ResNet-18 spends 57 % of the processor's samples in convolutions of the oneDNN library (3×3 all,
-the same library as PyTorch's) and 16 % waiting for Paddle's single-threaded operations; CS-Flow
-70 % of the time in backward convolutions and 17 % in Paddle's Adam, which has no vector code for
-processors without AVX-512. Tried: blocked orders for all arrays of a convolution, which gain as
-much in 5×5 kernels as they lose in others.""",
+CFLOW-AD steps on 64 positions there and on whole maps here, all positions once in both. A
+profile of FastFlow's step on ResNet-18 by Linux's `perf`, before copies of channels went to oneDNN
+too: 57 % of the samples are in convolutions of that library, which PyTorch has as well, 16 % in
+threads that wait while Paddle computes in one. Tried in CS-Flow: blocked orders for all arrays of
+a convolution, which gain as much in some as they lose in others.""",
     "inference": """Ours is `--engine auto`, what was fastest at export. CFLOW-AD, CS-Flow and
 U-Flow on EfficientNet-Lite0 are in the command but not measured yet. anomalib's own OpenVINO
 export was not measured; OpenVINO runs our graph.""",
